@@ -1,0 +1,320 @@
+"""The rules: what follows from what happened to one worker.
+
+``plan(life, happening, situation, now)`` returns the next life and the actions, in order.
+A move that is not listed leaves the life as it is: every request is legal at any time,
+any number of times, and means nothing once it is too late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from signal import SIGKILL, SIGQUIT, SIGTERM
+from typing import assert_never
+
+from ..spec import Restart, ShutdownMode
+from ..status import ExitKind, WorkerState
+from .backoff import LAUNCH_ATTEMPTS, launch_delay
+from .life import (
+    Action,
+    Consider,
+    DeadlinePassed,
+    Drop,
+    Due,
+    GiveUp,
+    Happening,
+    HasExited,
+    HasStarted,
+    Hello,
+    KillAsked,
+    Launch,
+    LaunchFailed,
+    LaunchLost,
+    Life,
+    RecordUnknown,
+    RestartAsked,
+    Retire,
+    Signal,
+    SignalAsked,
+    Situation,
+    StopBegan,
+    TerminateAsked,
+    Withdraw,
+    Withdrawn,
+)
+from .phases import gate_open, gate_reason
+from .restart import Verdict, after_exit
+
+KILL_TIMEOUT = 5.0
+"""Seconds from SIGQUIT to SIGKILL, and from SIGKILL until a process counts as unkillable
+(PostgreSQL's SIGKILL_CHILDREN_AFTER_SECS)."""
+
+PENDING_SIGNALS = 16
+
+Plan = tuple[Life, tuple[Action, ...]]
+
+_WAITING = (WorkerState.NOT_STARTED, WorkerState.BACKOFF)
+_UP = (WorkerState.STARTING, WorkerState.RUNNING)
+
+
+def plan(life: Life, happening: Happening, situation: Situation, now: float) -> Plan:
+    """Decide what follows from *happening*; ``now`` is on the monotonic clock."""
+    if life.state is WorkerState.STOPPED:
+        return life, ()
+
+    match happening:
+        case Consider():
+            return _consider(life, situation)
+        case Hello():
+            return _said_hello(life, situation)
+        case HasStarted():
+            return _started(life)
+        case HasExited(kind):
+            return _exited(life, kind, situation, now)
+        case LaunchLost(why):
+            return _launch_lost(life, why, situation, now)
+        case LaunchFailed(why):
+            return _launch_failed(life, why, situation, now)
+        case Withdrawn():
+            return _retire(life, life.reason)
+        case TerminateAsked():
+            return _terminate(life, "terminated", now)
+        case KillAsked():
+            return _kill(life, now)
+        case RestartAsked():
+            return _restart(life, situation, now)
+        case SignalAsked(signum):
+            return _signal(life, signum)
+        case StopBegan():
+            return _stop(life, situation, now)
+        case DeadlinePassed():
+            return _deadline(life, situation, now)
+        case unknown:
+            assert_never(unknown)
+
+
+# Starting.
+
+
+def _consider(life: Life, situation: Situation) -> Plan:
+    if life.state not in _WAITING or life.due is not None:
+        return life, ()
+    if not gate_open(life, situation):
+        return replace(life, reason=gate_reason(life.rule.start_when)), ()
+    return _launch(life)
+
+
+def _launch(life: Life) -> Plan:
+    """Begin the next incarnation; a launch that reached no process keeps its number."""
+    started = replace(
+        life,
+        state=WorkerState.STARTING,
+        incarnation=life.incarnation + (0 if life.failures else 1),
+        has_process=False,
+        restart=False,
+        overdue=False,
+        signals=(),
+        deadline=None,
+        due=None,
+        reason="",
+    )
+    return started, (Launch(),)
+
+
+def _said_hello(life: Life, situation: Situation) -> Plan:
+    """Send what was asked for while there was no process to send it to."""
+    pending = tuple(Signal(signum) for signum in life.signals)
+    up = replace(life, has_process=True, signals=())
+    if life.kill:
+        return up, (*pending, Signal(SIGKILL, group=True))
+    if life.asked:
+        return up, (*pending, Signal(_stop_signal(situation)))
+    return up, pending
+
+
+def _started(life: Life) -> Plan:
+    up = life.state is WorkerState.STARTING
+    state = WorkerState.RUNNING if up else life.state
+    return replace(life, state=state, begun=True, failures=0), ()
+
+
+def _launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan:
+    life = replace(life, has_process=False, failures=life.failures + 1)
+    if life.terminate or situation.stop is not None:
+        return _retire(life, life.reason or "the supervisor is stopping")
+    if life.failures < LAUNCH_ATTEMPTS:
+        return _launch(life)
+
+    recorded = RecordUnknown(f"{LAUNCH_ATTEMPTS} launches reached no process: {why}")
+    life, actions = _exited(life, ExitKind.UNKNOWN, situation, now)
+    return life, (recorded, *actions)
+
+
+def _launch_failed(life: Life, why: str, situation: Situation, now: float) -> Plan:
+    """A failed fork has a back-off of its own, and ends what is never restarted."""
+    life = replace(life, has_process=False, failures=life.failures + 1)
+    if life.terminate or situation.stop is not None:
+        return _retire(life, life.reason or "the supervisor is stopping")
+    if life.rule.restart is Restart.NEVER:
+        return _retire(life, f"could not be launched: {why}")
+
+    state = WorkerState.BACKOFF if life.begun else WorkerState.NOT_STARTED
+    at = now + launch_delay(life.failures)
+    reason = f"could not be launched: {why}; it is tried again"
+    return replace(life, state=state, deadline=at, due=Due.START, reason=reason), ()
+
+
+# Ending.
+
+
+def _exited(life: Life, kind: ExitKind, situation: Situation, now: float) -> Plan:
+    over = replace(
+        life, has_process=False, failures=0, signals=(), deadline=None, due=None, overdue=False
+    )
+    match after_exit(life, kind, stopping=situation.stop is not None):
+        case Verdict.RETIRE:
+            return _retire(over, life.reason or f"{kind.value} exit")
+        case Verdict.AGAIN_NOW:
+            waiting = replace(over, state=WorkerState.BACKOFF, restart=False)
+            return _consider(waiting, situation)
+        case Verdict.AGAIN_AFTER_DELAY:
+            at = now + life.rule.restart_delay
+            reason = f"{kind.value} exit; waits {life.rule.restart_delay:g} s"
+            state = WorkerState.BACKOFF
+            return replace(over, state=state, deadline=at, due=Due.START, reason=reason), ()
+
+
+def _retire(life: Life, reason: str) -> Plan:
+    over = replace(
+        life,
+        state=WorkerState.STOPPED,
+        has_process=False,
+        deadline=None,
+        due=None,
+        reason=reason,
+    )
+    return over, (Retire(),)
+
+
+def _terminate(life: Life, reason: str, now: float) -> Plan:
+    if life.state in _WAITING:
+        return _retire(life, f"{reason} before it started" if not life.begun else reason)
+    if life.state is WorkerState.STOPPING:
+        return replace(life, terminate=True), ()
+    return _stopping(replace(life, terminate=True, reason=reason), now)
+
+
+def _stopping(life: Life, now: float) -> Plan:
+    """Ask a worker that is up to end, and give it ``stop_timeout``."""
+    stopping = replace(
+        life,
+        state=WorkerState.STOPPING,
+        deadline=now + life.rule.stop_timeout,
+        due=Due.KILL,
+    )
+    # Without a process the request is remembered, and sent when it says hello.
+    return stopping, ((Signal(SIGTERM),) if life.has_process else (Withdraw(),))
+
+
+def _kill(life: Life, now: float) -> Plan:
+    if life.state in _WAITING:
+        return _terminate(life, "killed", now)
+
+    killed = replace(
+        life,
+        state=WorkerState.STOPPING,
+        terminate=True,
+        kill=True,
+        reason="killed",
+        deadline=now + KILL_TIMEOUT,
+        due=Due.GIVE_UP if life.has_process else Due.KILL,
+    )
+    if life.has_process:
+        return killed, (Signal(SIGKILL, group=True),)
+    return killed, (Withdraw(),)
+
+
+def _restart(life: Life, situation: Situation, now: float) -> Plan:
+    """An intended restart counts for nothing; in BACKOFF it means now."""
+    if situation.stop is not None:
+        return life, ()
+    if life.state in _WAITING:
+        return _consider(replace(life, deadline=None, due=None), situation)
+    if life.state in _UP and life.has_process:
+        return _stopping(replace(life, restart=True, reason="restart was asked for"), now)
+    return life, ()  # about to start afresh, or ending for good
+
+
+def _signal(life: Life, signum: int) -> Plan:
+    if life.has_process:
+        return life, (Signal(signum),)
+    if life.state in _WAITING:
+        return life, ()
+    return replace(life, signals=(*life.signals, signum)[-PENDING_SIGNALS:]), ()
+
+
+def _stop(life: Life, situation: Situation, now: float) -> Plan:
+    reason = "the supervisor is stopping"
+    if life.state in _WAITING:
+        return _retire(life, reason)
+    if situation.stop is ShutdownMode.IMMEDIATE:
+        return _stop_at_once(replace(life, terminate=True, reason=life.reason or reason), now)
+    if situation.stop is ShutdownMode.FAST:
+        return _terminate(life, reason, now)
+    return life, ()  # SMART waits
+
+
+def _stop_at_once(life: Life, now: float) -> Plan:
+    if not life.has_process:
+        life, retired = _retire(life, life.reason)
+        return life, (Drop(), *retired)
+
+    due_at = now + KILL_TIMEOUT
+    if life.state is WorkerState.STOPPING and life.deadline is not None:
+        due_at = min(due_at, life.deadline)
+    due = Due.GIVE_UP if life.due is Due.GIVE_UP else Due.KILL
+    quitting = replace(life, state=WorkerState.STOPPING, deadline=due_at, due=due)
+    return quitting, (Signal(SIGQUIT),)
+
+
+def _stop_signal(situation: Situation) -> int:
+    return SIGQUIT if situation.stop is ShutdownMode.IMMEDIATE else SIGTERM
+
+
+def _deadline(life: Life, situation: Situation, now: float) -> Plan:
+    match life.due:
+        case Due.START:
+            return _start_again(life, situation)
+        case Due.KILL:
+            return _overdue(life, now)
+        case Due.GIVE_UP:
+            return _unkillable(life, situation)
+        case None:
+            return life, ()
+
+
+def _start_again(life: Life, situation: Situation) -> Plan:
+    by_rule = life.state is WorkerState.BACKOFF and not life.failures
+    waiting = replace(life, deadline=None, due=None)
+    following, actions = _consider(waiting, situation)
+    if actions and by_rule:
+        following = replace(following, restarts=life.restarts + 1)
+    return following, actions
+
+
+def _overdue(life: Life, now: float) -> Plan:
+    if not life.has_process:
+        life, retired = _retire(life, f"{life.reason}; its launch never came up")
+        return life, (Drop(), *retired)
+
+    late = f"killed: it did not end within stop_timeout ({life.rule.stop_timeout:g} s)"
+    killed = replace(life, overdue=True, deadline=now + KILL_TIMEOUT, due=Due.GIVE_UP, reason=late)
+    return killed, (Signal(SIGKILL, group=True),)
+
+
+def _unkillable(life: Life, situation: Situation) -> Plan:
+    """A process that SIGKILL does not end keeps its slot, but holds up no stop."""
+    stuck = replace(life, deadline=None, due=None, reason="SIGKILL does not end it")
+    if situation.stop is None:
+        return stuck, (GiveUp(),)
+    stuck, retired = _retire(stuck, stuck.reason)
+    return stuck, (GiveUp(), *retired)

@@ -1,0 +1,25 @@
+"""Launches processes and tells how they ended; does not know what a worker is.
+
+Supervisor side: ``launcher`` (queue, spares, one epoll for everything), ``launch`` (one child:
+channel, pidfd, status), ``zygote`` (the process that forks), ``probe`` (what this machine can
+do).  Zygote side: ``zygote_main``.  Child side: ``spare``.  ``exits`` and ``lifeline`` are the two
+kernel mechanisms that everything rests on.
+
+Who owns what.  The supervisor owns its end of each channel, a pidfd per child, the write end
+of the lifeline, the zygote's control channel, and the epoll that watches them: all of them
+close-on-exec, and closed in every fork of the host (``descriptors``).  The zygote owns the
+read end of the lifeline, its control channel, and the armed ends of commands.  A child
+owns its end of its channel and its own armed end of the lifeline.
+
+What happens if any of them dies.  *Supervisor*: the kernel sends SIGKILL to the group of every
+child, through the lifeline; the zygote, which SIGCONT wakes even when stopped, ends what is
+left and itself.  *Zygote*: children live on; launches on their way come back as EOF before
+hello; the status of later exits comes from the pidfd, or from /proc.  *Child before hello*: EOF.
+*Child with its order unread*: ECONNRESET, the order goes to the next one.  *Child later*: its
+pidfd.
+
+A kernel-reaped child (SIGCHLD ignored in the zygote) leaves its status in its pidfd, one
+hop away; elsewhere the zygote reaps, reports, and waits for an acknowledgement, during
+which the zombie keeps its pid from being used again.  Which way it is was found out at start,
+by a rehearsal child.
+"""

@@ -1,0 +1,73 @@
+"""The watcher: one epoll for every descriptor, and the few timers of this package.
+
+The epoll is the host loop's single reader: bounded work per turn, and the same code on
+asyncio and uvloop.  It never waits; whoever owns the loop asks when to look again.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Hashable
+
+EVENTS_PER_TURN = 64
+
+ONCE = select.EPOLLIN | select.EPOLLONESHOT
+"""For pidfds: a level-triggered pidfd of a zombie that nobody reaps spins the loop."""
+
+AT_REAP = select.EPOLLONESHOT
+"""For pidfds again: EPOLLHUP, which comes at the reap, need not be asked for."""
+
+
+class Watcher:
+    """Descriptors and moments, and what to do about them."""
+
+    __slots__ = ("_handlers", "_timers", "epoll")
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._timers: dict[Hashable, tuple[float, Callable[[], None]]] = {}
+
+    def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Call *handler* in the turns in which *fd* has something; raises OSError."""
+        self.epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def change(self, fd: int, events: int) -> None:
+        self.epoll.modify(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget *fd*, which its owner is about to close."""
+        if self._handlers.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+
+    def poll(self) -> None:
+        """Handle what is there, a bounded part of it; level-triggered, the rest comes again."""
+        for fd, _ in self.epoll.poll(0, EVENTS_PER_TURN):
+            handler = self._handlers.get(fd)
+            if handler is not None:  # an earlier handler of this turn may have closed it
+                handler()
+
+    def timer(self, name: Hashable, at: float, handler: Callable[[], None]) -> None:
+        """Call *handler* once, at a moment on the monotonic clock; replaces the one before."""
+        self._timers[name] = (at, handler)
+
+    def cancel(self, name: Hashable) -> None:
+        self._timers.pop(name, None)
+
+    def has_timer(self, name: Hashable) -> bool:
+        return name in self._timers
+
+    def run_timers(self, now: float) -> None:
+        for name, (at, handler) in list(self._timers.items()):
+            if at <= now and self._timers.pop(name, None) is not None:
+                handler()
+
+    def wake_at(self) -> float | None:
+        """Return when the next timer is due."""
+        return min((at for at, _ in self._timers.values()), default=None)
+
+    def close(self) -> None:
+        self.epoll.close()
+        self._handlers.clear()
+        self._timers.clear()

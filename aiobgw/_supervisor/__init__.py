@@ -1,0 +1,18 @@
+"""Runs in the supervisor, inside the event loop of its host.
+
+``loop`` gathers what happened, has the rules (``_policy``) decide, and ``effects`` perform what
+they decided; ``registry`` is the private truth, from which the board is written; ``supervisor``
+is the public face; ``starting`` and ``closing`` are how it comes and goes.
+
+Invariants.  It never forks, never blocks, takes no lock, and reads no memory that anyone else
+can write.  Order of a turn: stop requests, exits, requests, deadlines; so that a worker that
+ended and whose end was asked for in the same instant is not restarted.  No user code runs
+within a turn: waiters are resumed by the host's loop afterwards.  What fails in a turn fails for
+one worker: the turn goes on.  Order at the end of a worker (PostgreSQL's, and normative): its
+slot is free and its quota returned before anybody is told.
+
+``turn`` is called by the host's loop, for the one epoll that watches everything, or for the
+earliest deadline; and directly by requests, so that nothing waits for another turn of the
+host.  There is no task that waits: nothing can cancel it, and an idle supervisor does not
+wake up.
+"""

@@ -1,0 +1,278 @@
+"""The core: what a supervisor is made of, its stages, and everything it owns.
+
+Kept apart from the public ``Supervisor``, which holds the only strong reference that users
+have: when that goes away, its finaliser can still reach the core, and abandon it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import secrets
+import threading
+import time
+
+from .._client.changes import Changes
+from .._ipc.board import BoardWriter
+from .._ipc.record import INLINE_BYTES, pack_arguments, payload_memfd, spec_fields
+from .._policy import life as happenings
+from .._policy.life import Situation
+from .._policy.phases import stricter
+from .._process import events as process
+from .._process import forks, probe
+from .._process.launcher import Launcher
+from .._process.zygote import Boot
+from ..errors import (
+    InvalidSpec,
+    ShuttingDown,
+    SupervisorDied,
+    SupervisorFailed,
+    WrongProcess,
+)
+from ..settings import Settings
+from ..spec import Flags, Phase, ShutdownMode, WorkerSpec
+from ..status import Closed, PhaseChanged, Stopping, ZygoteRestarted
+from .closing import Closing
+from .effects import Effects, duplicate
+from .loop import Loop
+from .news import News
+from .registry import RegisteredWorker, Registry
+
+ENTRY = "aiobgw._worker.main:main"
+REHEARSE = "aiobgw._worker.main:rehearse"
+
+
+class Stage(enum.Enum):
+    """How far a supervisor is."""
+
+    NEW = "not started"
+    STARTING = "starting"
+    OPEN = "running"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+    ABANDONED = "abandoned"
+
+
+class Core:
+    """Everything of one supervisor.  Owns every descriptor of it, directly or through a part."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.epoch = secrets.randbits(63)
+        self.stage = Stage.NEW
+        self.registry = Registry(settings.max_workers, settings.max_parallel_workers)
+        self.news = News()
+        self.changes = Changes()
+        self.failure: SupervisorFailed | None = None
+        self.phase = settings.start_phase
+        self.reaper = settings.reaper
+        self.launcher: Launcher | None = None
+        self.board: BoardWriter | None = None
+        self.loop: Loop | None = None
+        self.effects: Effects | None = None
+        self.closing: Closing | None = None
+        self.zygote_event: asyncio.Future[process.ZygoteUp] | None = None
+        self._thread = 0
+        self._foreign = False
+        self._old_nofile: int | None = None
+        forks.close_in_forks(self)
+
+    # Checks.
+
+    def check(self) -> None:
+        """Raise unless the caller may use this supervisor from where it is."""
+        if self._foreign:
+            raise WrongProcess(f"supervisor {self.settings.name!r}")
+        if self._thread and threading.get_ident() != self._thread:
+            raise RuntimeError(
+                f"supervisor {self.settings.name!r} was used from another thread than its event"
+                " loop's; use loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"
+            )
+
+    def check_open(self) -> Loop:
+        """Return the loop; raise unless workers can be registered."""
+        self.check()
+        if self.stage in (Stage.NEW, Stage.STARTING) or self.loop is None:
+            raise RuntimeError("the supervisor has not been started: use 'async with'")
+        if self.stage is not Stage.OPEN:
+            raise ShuttingDown(f"supervisor {self.settings.name!r} is {self.stage.value}")
+        return self.loop
+
+    def check_alive(self) -> None:
+        """Raise if what is known of workers may be stale for ever."""
+        if self._foreign:
+            raise WrongProcess(f"supervisor {self.settings.name!r}")
+        if self.stage is Stage.ABANDONED:
+            raise SupervisorDied(f"supervisor {self.settings.name!r} was abandoned")
+
+    # Registration.
+
+    def admit(self, spec: WorkerSpec) -> RegisteredWorker:
+        """Give *spec* a slot; raises what refuses it, with nothing used up."""
+        if not isinstance(spec, WorkerSpec):
+            raise InvalidSpec(f"a WorkerSpec is wanted, not {spec!r}")
+        if spec.flags & Flags.DATABASE_CONNECTION:
+            raise InvalidSpec(f"worker {spec.name!r}: flags: this supervisor has no connector")
+        self.registry.check(spec)
+        payload = pack_arguments(spec, self.settings.max_payload)
+        fields = spec_fields(spec, payload)
+
+        fds: tuple[int, ...] = ()
+        if len(payload) > INLINE_BYTES:
+            fds = (payload_memfd(payload),)
+        try:
+            fds += duplicate([latch.fileno() for latch in spec.latches.values()])
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        inline = payload if len(payload) <= INLINE_BYTES else None
+        worker = self.registry.admit(spec, fields, inline, fds)
+        self.news.registered(worker)
+        return worker
+
+    def consider(self, worker: RegisteredWorker) -> None:
+        """Start it if its gate is open; until then say on the board why not."""
+        if self.loop is not None and self.effects is not None:
+            self.effects.publish(worker)
+            self.loop.post(worker, happenings.Consider())
+
+    # Parts.
+
+    def open_parts(self, reaper: str) -> None:
+        """Make everything that needs descriptors; ``abandon`` undoes whatever came to be."""
+        settings = self.settings
+        self._thread = threading.get_ident()
+        self._old_nofile = probe.make_room(settings.max_workers, settings.spares)
+        self.board = BoardWriter(settings.max_workers, self.epoch)
+        self.open_launcher(reaper)
+
+    def open_launcher(self, reaper: str) -> None:
+        settings = self.settings
+        assert self.board is not None
+        self.reaper = reaper
+        self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
+        self.effects = Effects(settings.name, self.epoch, self.registry, self.launcher, self.board)
+        self.loop = Loop(
+            self.registry,
+            self.launcher,
+            self.effects,
+            self.news,
+            on_zygote=self._on_zygote,
+            after_turn=self._after_turn,
+        )
+        self.zygote_event = asyncio.get_running_loop().create_future()
+        self.launcher.keeper.start()
+
+    def close_launcher(self) -> None:
+        if self.loop is not None:
+            self.loop.close()
+        if self.launcher is not None:
+            self.launcher.close()
+        self.loop = self.launcher = self.effects = None
+
+    def _boot(self, reaper: str) -> Boot:
+        settings = self.settings
+        asyncio_first = ("asyncio",) if settings.preload_asyncio else ()
+        return Boot(
+            name=settings.name,
+            python=probe.interpreter(settings.python),
+            preload=(*asyncio_first, *settings.preload),
+            entry=ENTRY,
+            rehearse=REHEARSE,
+            reaper=reaper,
+            nofile=self._old_nofile,
+        )
+
+    def _on_zygote(self, event: process.ZygoteUp | process.ZygoteFailed) -> None:
+        waiting = self.zygote_event
+        if waiting is not None and not waiting.done():
+            if isinstance(event, process.ZygoteFailed):
+                waiting.set_exception(event.error)
+            else:
+                waiting.set_result(event)
+        elif isinstance(event, process.ZygoteFailed):
+            self.fail(f"no zygote can be started: {event.error}")
+        elif event.again:
+            self.news.publish(ZygoteRestarted(time.time(), event.pid))
+
+    def advance(self, phase: Phase) -> None:
+        """Open (or close) gates; nobody is stopped by it."""
+        self.phase = phase
+        if self.loop is not None:
+            self.loop.situation = Situation(phase, self.loop.situation.stop)
+            self.news.publish(PhaseChanged(time.time(), phase))
+            self.loop.post_all(happenings.Consider())
+
+    # The end.
+
+    def stop(self, mode: ShutdownMode) -> None:
+        """Begin a stop, or make it stricter; what it leads to comes by itself."""
+        if self.loop is None or self.stage not in (Stage.OPEN, Stage.STOPPING):
+            return
+        now = self.loop.situation.stop
+        holds = stricter(now, mode)
+        if holds is now:
+            return
+        self.stage = Stage.STOPPING
+        self.loop.situation = Situation(self.phase, holds)
+        self.news.publish(Stopping(time.time(), holds))
+        self.loop.post_all(happenings.StopBegan())
+
+    def fail(self, why: str) -> None:
+        """Give up: end all workers, and have everybody who waits for the end know why."""
+        if self.failure is None and self.stage in (Stage.OPEN, Stage.STOPPING):
+            self.failure = SupervisorFailed(f"supervisor {self.settings.name!r}: {why}")
+            self.changes.tell()
+            self.stop(ShutdownMode.FAST)
+
+    def _after_turn(self) -> None:
+        if self.stage is not Stage.STOPPING or self.launcher is None:
+            return
+        if self.closing is None:
+            self.closing = Closing(self.launcher)
+        if self.closing.step(workers=len(self.registry)):
+            self._finish()
+
+    def _finish(self) -> None:
+        """Everybody is gone: give back what is left, then tell."""
+        self.close_launcher()
+        if self.board is not None:
+            self.board.close()
+            self.board = None
+        self.stage = Stage.CLOSED
+        self.news.publish(Closed(time.time()))
+        self.changes.tell()
+
+    def abandon(self) -> None:
+        """Drop everything at once; the kernel ends every worker.  Plain, and idempotent.
+
+        For a start that failed, finalisers, the end of the interpreter, and loops that are
+        closed.  Waits for the zygote, a second at most.
+        """
+        if self._foreign or self.stage in (Stage.CLOSED, Stage.ABANDONED):
+            return
+        self.stage = Stage.ABANDONED
+        self.close_launcher()
+        if self.board is not None:
+            self.board.close()
+            self.board = None
+        for worker in self.registry.all():
+            worker.release()
+            worker.changes.tell()
+        self.news.publish(Closed(time.time()))
+        self.changes.tell()
+
+    def forked(self) -> None:
+        """Close every copy in a fork of the host: they would hide our death from the kernel."""
+        self._foreign = True
+        if self.launcher is not None:
+            self.launcher.close_copies()
+        if self.board is not None:
+            self.board.close()
+        for worker in self.registry.all():
+            worker.release()
+
+    def __repr__(self) -> str:
+        return f"<Core {self.settings.name!r} {self.stage.value}>"

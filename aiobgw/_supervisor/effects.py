@@ -1,0 +1,135 @@
+"""Effects: carries out what the rules decided, in one place, and decides nothing.
+
+Nothing here waits.  A launch is only begun; what becomes of it comes back as an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import assert_never
+
+from .._ipc import launch as protocol
+from .._ipc.board import BoardWriter
+from .._ipc.record import pack_status
+from .._policy import life as actions
+from .._policy import life as happenings
+from .._policy.life import Action, Happening
+from .._process.events import Order
+from .._process.launcher import Launcher
+from ..spec import Flags
+from ..status import ExitKind, ExitStatus
+from .registry import RegisteredWorker, Registry
+
+log = logging.getLogger("aiobgw")
+
+
+class Effects:
+    """Acts on processes, the registry and the board."""
+
+    def __init__(
+        self,
+        name: str,
+        epoch: int,
+        registry: Registry,
+        launcher: Launcher,
+        board: BoardWriter,
+    ) -> None:
+        self._name = name
+        self._epoch = epoch
+        self._registry = registry
+        self._launcher = launcher
+        self._board = board
+
+    def perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
+        """Carry out one action; return what it led to at once, if anything."""
+        match action:
+            case actions.Launch():
+                self._launch(worker)
+            case actions.Withdraw():
+                if worker.launch is not None and self._launcher.withdraw(worker.launch):
+                    worker.launch = None
+                    return happenings.Withdrawn()
+            case actions.Drop():
+                if worker.launch is not None:
+                    self._launcher.drop(worker.launch)
+                    worker.launch = None
+            case actions.Signal(signum, group):
+                self._signal(worker, signum, group)
+            case actions.RecordUnknown(why):
+                self._record_unknown(worker, why)
+            case actions.GiveUp():
+                log.error("worker %s: SIGKILL does not end pid %s", worker.spec.name, worker.pid)
+            case actions.Retire():
+                self._registry.release(worker)
+            case unknown:
+                assert_never(unknown)
+        return None
+
+    def _launch(self, worker: RegisteredWorker) -> None:
+        worker.farewell = None
+        worker.ready = False
+        worker.launch = self._launcher.launch(self._order(worker), worker)
+
+    def _order(self, worker: RegisteredWorker) -> Order:
+        shared = bool(worker.spec.flags & Flags.SHMEM_ACCESS)
+        data = protocol.pack_order(
+            {
+                "supervisor": self._name,
+                "epoch": self._epoch,
+                "slot": worker.slot,
+                "generation": worker.generation,
+                "incarnation": worker.life.incarnation,
+                "spec": worker.fields,
+                "payload": worker.payload,
+                "board": shared,
+                "latches": list(worker.spec.latches),
+            }
+        )
+        # Order of descriptors: arguments, board, latches; the worker takes them in turn.
+        in_memfd = 1 if worker.payload is None else 0
+        fds = (*worker.fds[:in_memfd], *((self._board.fd,) * shared), *worker.fds[in_memfd:])
+        kind = worker.spec.loop if worker.is_async else "plain"
+        return Order(data, fds, worker.spec.command is not None, kind)
+
+    def _signal(self, worker: RegisteredWorker, signum: int, group: bool) -> None:
+        child = worker.launch.child if worker.launch is not None else None
+        if child is None:
+            return
+        try:
+            if group:
+                child.kill_group()
+            else:
+                child.signal(signum)
+        except OSError as error:
+            log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)
+
+    def _record_unknown(self, worker: RegisteredWorker, why: str) -> None:
+        worker.exits.append(
+            ExitStatus(
+                incarnation=worker.life.incarnation,
+                kind=ExitKind.UNKNOWN,
+                reason=why,
+                name=worker.spec.name,
+            )
+        )
+
+    def publish(self, worker: RegisteredWorker) -> None:
+        """Write the worker's record; the board is a copy for others, so that this may fail."""
+        try:
+            self._board.write(worker.slot, pack_status(worker.status()))
+        except (ValueError, OSError) as error:
+            log.error("worker %s: its record cannot be written: %s", worker.spec.name, error)
+
+
+def duplicate(fds: list[int]) -> tuple[int, ...]:
+    """Copy descriptors of the registrant, which stay its own; all or none."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        for fd in copies:
+            os.close(fd)
+        raise
+    return tuple(copies)

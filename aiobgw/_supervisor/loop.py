@@ -1,0 +1,277 @@
+"""The loop: gather what happened, decide, act.
+
+One turn never waits and is never re-entered: a request made while one is running is taken
+up by it.  See the package's docstring for the order of a turn and why there is no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from .._ipc import launch as protocol
+from .._policy import life as happenings
+from .._policy.deadlines import Deadlines
+from .._policy.life import Happening, Situation
+from .._policy.plan import plan
+from .._policy.restart import exit_kind
+from .._process import events as process
+from .._process.exits import meaning
+from .._process.launcher import Launcher
+from ..status import ExitStatus, WorkerState
+from .effects import Effects
+from .news import News
+from .registry import RegisteredWorker, Registry
+
+log = logging.getLogger("aiobgw")
+
+
+class Loop:
+    """Supervises: every decision about every worker passes through here."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        launcher: Launcher,
+        effects: Effects,
+        news: News,
+        *,
+        on_zygote: Callable[[process.ZygoteUp | process.ZygoteFailed], None],
+        after_turn: Callable[[], None],
+    ) -> None:
+        self.situation = Situation()
+        self.rehearsal: Callable[[process.ProcessEvent], None] | None = None
+        self._registry = registry
+        self._launcher = launcher
+        self._effects = effects
+        self._news = news
+        self._on_zygote = on_zygote
+        self._after_turn = after_turn
+        self._deadlines = Deadlines()
+        self._requests: deque[tuple[RegisteredWorker, Happening]] = deque()
+        self._turning = False
+        self._host = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._open = True
+        self._host.add_reader(launcher.watcher.epoll.fileno(), self.turn)
+
+    def post(self, worker: RegisteredWorker, happening: Happening) -> None:
+        """Take a request, and answer it within this call unless a turn is running."""
+        self._requests.append((worker, happening))
+        if not self._turning:
+            self._turn(gather=False)
+
+    def post_all(self, happening: Happening) -> None:
+        """Take the same request for every worker, in the order of their registration."""
+        self._requests.extend((worker, happening) for worker in self._registry.all())
+        if not self._turning:
+            self._turn(gather=False)
+
+    def turn(self) -> None:
+        """Handle everything that is there; called by the host's loop."""
+        if not self._turning and self._open:
+            self._turn(gather=True)
+
+    def _turn(self, *, gather: bool) -> None:
+        self._turning = True
+        try:
+            happened = self._launcher.gather() if gather else []
+            while True:
+                happened += self._launcher.take()
+                for event in happened:
+                    self._guarded(self._on_process_event, event)
+                happened = []
+                self._take_requests()
+                if not self._take_deadlines() and not self._launcher.pending:
+                    break
+            self._after_turn()
+        finally:
+            self._turning = False
+            self._set_timer()
+
+    def _take_requests(self) -> None:
+        while self._requests:
+            worker, happening = self._requests.popleft()
+            self._guarded(lambda happening: self._decide(worker, happening), happening)
+
+    def _take_deadlines(self) -> bool:
+        now = time.monotonic()
+        slot = self._deadlines.pop_due(now)
+        if slot is None:
+            return False
+        while slot is not None:
+            worker = self._registry.at(slot)
+            if worker is not None:
+                self._guarded(lambda worker: self._on_deadline(worker), worker)
+            slot = self._deadlines.pop_due(now)
+        return True
+
+    def _on_deadline(self, worker: RegisteredWorker) -> None:
+        self._decide(worker, happenings.DeadlinePassed())
+
+    def _guarded(self, handle: Callable[..., None], what: object) -> None:
+        """Handle one thing; what goes wrong with it is not the others' business."""
+        try:
+            handle(what)
+        except Exception:
+            log.exception("aiobgw: %r could not be handled", what)
+
+    # Deciding.
+
+    def _decide(self, worker: RegisteredWorker, happening: Happening) -> None:
+        """Have the rules decide, perform it, and tell those who want to know."""
+        now = time.monotonic()
+        before = worker.life
+        pending: list[Happening] = [happening]
+        while pending:
+            life, actions = plan(worker.life, pending.pop(0), self.situation, now)
+            worker.life = life
+            for action in actions:
+                led_to = self._effects.perform(worker, action)
+                if led_to is not None:
+                    pending.append(led_to)
+        self._deadlines.set(worker.slot, worker.life.deadline)
+        if worker.life is not before:
+            self._changed(worker, before.state, now)
+
+    def _changed(self, worker: RegisteredWorker, before: WorkerState, now: float) -> None:
+        """Ordering: the slot is free and the board written before anybody is told."""
+        if worker.life.state is not before:
+            log.debug("worker %s: %s", worker.spec.name, worker.life.state.value)
+        worker.plan_next_start(now)
+        self._effects.publish(worker)
+        self._news.changed(worker, before)
+        worker.changes.tell()
+
+    # What processes did.
+
+    def _on_process_event(self, event: process.ProcessEvent) -> None:
+        if isinstance(event, (process.ZygoteUp, process.ZygoteFailed)):
+            self._on_zygote(event)
+            return
+
+        worker = event.launch.owner
+        if not isinstance(worker, RegisteredWorker):
+            if self.rehearsal is not None:
+                self.rehearsal(event)
+            return
+        if worker.launch is not event.launch:
+            return  # a launch that was dropped
+        match event:
+            case process.SaidHello(_, pid):
+                self._registry.set_pid(worker, pid)
+                self._decide(worker, happenings.Hello())
+            case process.Said(_, frame):
+                self._on_frame(worker, frame)
+            case process.Executed():
+                self._started(worker)
+            case process.Ended(_, status, failure):
+                self._on_exit(worker, status, failure)
+            case process.Lost(_, why):
+                self._without_process(worker)
+                self._decide(worker, happenings.LaunchLost(why))
+            case process.Failed(_, why):
+                self._without_process(worker)
+                self._decide(worker, happenings.LaunchFailed(why))
+
+    def _on_frame(self, worker: RegisteredWorker, frame: bytes) -> None:
+        try:
+            match frame[:1]:
+                case protocol.STARTED:
+                    worker.is_async = protocol.read_started(frame)
+                    kind = worker.spec.loop if worker.is_async else "plain"
+                    self._launcher.spares.used(kind)
+                    self._started(worker)
+                case protocol.READY:
+                    self._ready(worker)
+                case protocol.FAREWELL:
+                    worker.farewell = protocol.read_coded(frame)
+                case other:
+                    raise protocol.BadFrame(f"unknown verb {other!r}")
+        except protocol.BadFrame as error:
+            log.warning("worker %s (pid %s): %s", worker.spec.name, worker.pid, error)
+
+    def _started(self, worker: RegisteredWorker) -> None:
+        worker.started_at = time.time()
+        worker.ready = True  # until a spec asks for more
+        self._decide(worker, happenings.HasStarted())
+
+    def _ready(self, worker: RegisteredWorker) -> None:
+        if not worker.ready:
+            worker.ready = True
+            self._changed(worker, worker.life.state, time.monotonic())
+
+    def _without_process(self, worker: RegisteredWorker) -> None:
+        worker.launch = None
+        worker.ready = False
+        self._registry.set_pid(worker, None)
+
+    def _on_exit(self, worker: RegisteredWorker, status: int | None, failure: str | None) -> None:
+        exit = self._exit_status(worker, status, failure)
+        worker.exits.append(exit)
+        self._without_process(worker)
+        level = logging.DEBUG if exit.ok else logging.WARNING
+        log.log(level, "worker %s (%s): %s", worker.spec.name, worker.spec.type, exit)
+        self._news.exited(worker)
+        self._decide(worker, happenings.HasExited(exit.kind))
+
+    def _exit_status(
+        self, worker: RegisteredWorker, status: int | None, failure: str | None
+    ) -> ExitStatus:
+        life = worker.life
+        code, signal = (None, None) if status is None else meaning(status)
+        if status is None and worker.farewell is not None:
+            code = worker.farewell[0]  # it said so itself, right before the end
+        kind = exit_kind(
+            code=code,
+            signal=signal,
+            farewell=worker.farewell is not None,
+            command=worker.spec.command is not None,
+            asked=life.asked,
+            overdue=life.overdue,
+        )
+        text = worker.farewell[1] if worker.farewell is not None else failure
+        return ExitStatus(
+            incarnation=life.incarnation,
+            kind=kind,
+            code=code,
+            signal=signal,
+            reason=life.reason if life.asked else failure or "",
+            error=text or None,
+            name=worker.spec.name,
+        )
+
+    # When to turn again.
+
+    def _set_timer(self) -> None:
+        """Have the host's loop call us for the earliest deadline; none: no timer at all."""
+        moments = (self._deadlines.first(), self._launcher.watcher.wake_at())
+        at = min((moment for moment in moments if moment is not None), default=None)
+        if not self._open:
+            at = None
+        if at == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        if at is None:
+            self._timer = None
+        else:
+            self._timer = self._host.call_later(max(0.0, at - time.monotonic()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_at = None
+        self.turn()
+
+    def close(self) -> None:
+        """Stop turning; legal on a closed host loop."""
+        self._open = False
+        if not self._host.is_closed():
+            self._host.remove_reader(self._launcher.watcher.epoll.fileno())
+            if self._timer is not None:
+                self._timer.cancel()
+        self._timer = self._timer_at = None

@@ -1,0 +1,206 @@
+"""The registry: who holds which slot.  The truth; the board is a copy of it.
+
+Invariants: a slot has one tenant or is in the heap of free ones; a generation belongs to one
+tenancy and only grows; the parallel count is the number of tenants of that class.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections import deque
+from typing import Any
+
+from .._client.changes import Changes
+from .._policy.life import Life, Rule
+from .._process.events import Launch
+from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
+from ..spec import Flags, WorkerSpec
+from ..status import ExitStatus, WorkerState, WorkerStatus
+
+EXITS_KEPT = 16
+
+
+class RegisteredWorker:
+    """A worker's private record.  Owns the descriptors that its spec brought."""
+
+    __slots__ = (
+        "changes",
+        "exits",
+        "farewell",
+        "fds",
+        "fields",
+        "generation",
+        "is_async",
+        "launch",
+        "life",
+        "next_start_at",
+        "payload",
+        "pid",
+        "ready",
+        "slot",
+        "spec",
+        "started_at",
+    )
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        slot: int,
+        generation: int,
+        fields: dict[str, Any],
+        payload: bytes | None,
+        fds: tuple[int, ...],
+    ) -> None:
+        self.spec = spec
+        self.slot = slot
+        self.generation = generation
+        self.fields = fields
+        self.payload = payload
+        self.fds = fds
+        self.life = Life(_rule(spec))
+        self.launch: Launch | None = None
+        self.pid: int | None = None
+        self.ready = False
+        self.is_async = False
+        self.started_at: float | None = None
+        self.next_start_at: float | None = None
+        self.farewell: tuple[int, str] | None = None
+        self.exits: deque[ExitStatus] = deque(maxlen=EXITS_KEPT)
+        self.changes = Changes()
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How the last incarnation ended."""
+        return self.exits[-1] if self.exits else None
+
+    @property
+    def is_over(self) -> bool:
+        return self.life.state is WorkerState.STOPPED
+
+    @property
+    def is_parallel(self) -> bool:
+        return bool(self.spec.flags & Flags.CLASS_PARALLEL)
+
+    def status(self) -> WorkerStatus:
+        life = self.life
+        return WorkerStatus(
+            name=self.spec.name,
+            type=self.spec.type,
+            state=life.state,
+            slot=self.slot,
+            generation=self.generation,
+            incarnation=life.incarnation,
+            restarts=life.restarts,
+            pid=self.pid,
+            ready=self.ready,
+            started_at=self.started_at,
+            next_start_at=self.next_start_at,
+            exit=self.exit,
+            reason=life.reason,
+        )
+
+    def plan_next_start(self, now: float) -> None:
+        """Translate the deadline of a waiting worker into a moment for people."""
+        life = self.life
+        waits = life.state in (WorkerState.BACKOFF, WorkerState.NOT_STARTED)
+        if waits and life.deadline is not None:
+            self.next_start_at = time.time() + life.deadline - now
+        else:
+            self.next_start_at = None
+
+    def release(self) -> None:
+        """Give back the descriptors of its spec, and the bytes of its arguments."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = ()
+        self.payload = None
+
+
+def _rule(spec: WorkerSpec) -> Rule:
+    return Rule(
+        restart=spec.restart,
+        restart_delay=spec.restart_delay,
+        stop_timeout=spec.stop_timeout,
+        start_when=spec.start_when,
+    )
+
+
+class Registry:
+    """Slots, names and pids."""
+
+    def __init__(self, max_workers: int, max_parallel: int) -> None:
+        self.max_workers = max_workers
+        self.max_parallel = max_parallel
+        self.parallel = 0
+        self._free = list(range(max_workers))
+        self._generations = [0] * max_workers
+        self._workers: dict[int, RegisteredWorker] = {}
+        self._names: dict[str, list[RegisteredWorker]] = {}
+        self._pids: dict[int, RegisteredWorker] = {}
+
+    def check(self, spec: WorkerSpec) -> None:
+        """Raise what would refuse *spec* now; uses nothing up."""
+        if spec.unique and spec.name in self._names:
+            raise AlreadyRegistered(
+                f"a worker {spec.name!r} is registered, and this one shall be unique",
+                hint="get() returns the handle of the living one",
+            )
+        if spec.flags & Flags.CLASS_PARALLEL and self.parallel >= self.max_parallel:
+            raise TooManyParallelWorkers(self.max_parallel)
+        if not self._free:
+            raise NoFreeSlot(self.max_workers)
+
+    def admit(
+        self,
+        spec: WorkerSpec,
+        fields: dict[str, Any],
+        payload: bytes | None,
+        fds: tuple[int, ...],
+    ) -> RegisteredWorker:
+        """Give *spec* a slot; owns the descriptors from now on.  Never refuses: check first."""
+        slot = heapq.heappop(self._free)
+        self._generations[slot] += 1
+        worker = RegisteredWorker(spec, slot, self._generations[slot], fields, payload, fds)
+        self._workers[slot] = worker
+        self._names.setdefault(spec.name, []).append(worker)
+        self.parallel += worker.is_parallel
+        return worker
+
+    def release(self, worker: RegisteredWorker) -> None:
+        """Free a slot, and return its quota first: who sees the slot sees the quota, too."""
+        self.parallel -= worker.is_parallel
+        del self._workers[worker.slot]
+        same_name = self._names[worker.spec.name]
+        same_name.remove(worker)
+        if not same_name:
+            del self._names[worker.spec.name]
+        self.set_pid(worker, None)
+        worker.release()
+        heapq.heappush(self._free, worker.slot)
+
+    def set_pid(self, worker: RegisteredWorker, pid: int | None) -> None:
+        if worker.pid is not None and self._pids.get(worker.pid) is worker:
+            del self._pids[worker.pid]
+        worker.pid = pid
+        if pid is not None:
+            self._pids[pid] = worker
+
+    def at(self, slot: int) -> RegisteredWorker | None:
+        return self._workers.get(slot)
+
+    def newest(self, name: str) -> RegisteredWorker | None:
+        """Return the last one that was registered under *name* and holds a slot."""
+        same_name = self._names.get(name)
+        return same_name[-1] if same_name else None
+
+    def by_pid(self, pid: int) -> RegisteredWorker | None:
+        return self._pids.get(pid)
+
+    def all(self) -> list[RegisteredWorker]:
+        """Return the tenants, the first registered first."""
+        return list(self._workers.values())
+
+    def __len__(self) -> int:
+        return len(self._workers)

@@ -1,0 +1,133 @@
+"""``current_worker()``: what a worker knows of itself, and what it can say."""
+
+from __future__ import annotations
+
+import os
+
+from .._ipc import launch
+from .._ipc.channel import Channel
+from .._ipc.latch import Latch
+from ..errors import NotAttached, WrongProcess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+    from typing import Any
+
+    from ..spec import WorkerSpec
+
+_current: CurrentWorker | None = None
+
+
+def current_worker() -> CurrentWorker:
+    """Return the worker that this process is.
+
+    Raises NotAttached in every other process, WrongProcess in a fork of a worker.
+    """
+    if _current is None:
+        raise NotAttached("this process is no worker", hint="call it in a worker's target")
+    if _current.pid != os.getpid():
+        raise WrongProcess("current_worker()")
+    return _current
+
+
+def become(worker: CurrentWorker) -> None:
+    """Make *worker* the one that ``current_worker()`` returns."""
+    global _current
+    _current = worker
+
+
+class CurrentWorker:
+    """This process as a worker."""
+
+    def __init__(
+        self, order: Mapping[str, Any], channel: Channel, latches: Mapping[str, Latch]
+    ) -> None:
+        self._fields: dict[str, Any] = order["spec"]
+        self._channel = channel
+        self._latch: Latch | None = None
+        self._woken = False
+        self._spec: WorkerSpec | None = None
+        self._waiting: list[tuple[asyncio.Future[None], object]] = []
+        self.pid = os.getpid()
+        self.name: str = self._fields["name"]
+        self.incarnation: int = order["incarnation"]
+        self.slot: int = order["slot"]
+        self.generation: int = order["generation"]
+        self.epoch: int = order["epoch"]
+        self.latches = latches
+        self.stop_requested = False
+
+    @property
+    def spec(self) -> WorkerSpec:
+        """The spec it was registered with, without the arguments."""
+        if self._spec is None:
+            from .._ipc.record import spec_of_fields
+
+            self._spec = spec_of_fields(self._fields)
+        return self._spec
+
+    @property
+    def latch(self) -> Latch:
+        """The worker's own latch, which ``handle.wake()`` and SIGUSR1 set.
+
+        Made at its first use, so that workers without one have no descriptor for it; a wake
+        that came earlier is not lost.
+        """
+        if self._latch is None:
+            latch = Latch()
+            self._latch = latch
+            # Ordering: publish the latch, then look, so that a signal in between is seen.
+            if self._woken:
+                latch.set()
+        return self._latch
+
+    def wake(self) -> None:
+        """Set the worker's latch."""
+        self._woken = True
+        if self._latch is not None:
+            self._latch.set()
+
+    def ready(self) -> None:
+        """Tell everybody who waits for it that this worker is ready.  Idempotent."""
+        self._say(launch.ready())
+
+    def _say(self, frame: bytes) -> None:
+        try:
+            self._channel.send(frame, block=True)
+        except OSError:
+            pass  # the supervisor is gone, and the kernel is about to end this process
+
+    def request_stop(self) -> bool:
+        """Note that the end was asked for; return whether the main task awaits just that."""
+        self.stop_requested = True
+        self.wake()
+        main_waits = False
+        for waiter, task in self._waiting:
+            main_waits = main_waits or task is self.main_task
+            if not waiter.done():
+                waiter.set_result(None)
+        return main_waits
+
+    main_task: object = None
+
+    async def wait_for_stop(self) -> None:
+        """Return when the worker's end is asked for.
+
+        A main task that waits here is not cancelled: it returns, and has ``stop_timeout``
+        to finish what it has in hand.
+        """
+        import asyncio
+
+        if self.stop_requested:
+            return
+        waiting = (asyncio.get_running_loop().create_future(), asyncio.current_task())
+        self._waiting.append(waiting)
+        try:
+            await waiting[0]
+        finally:
+            self._waiting.remove(waiting)
+
+    def __repr__(self) -> str:
+        return f"<CurrentWorker {self.name!r} incarnation={self.incarnation} pid={self.pid}>"

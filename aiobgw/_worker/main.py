@@ -1,0 +1,204 @@
+"""What a child of the zygote does with an order: become that worker, and end like one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from _pickle import loads
+
+from .._inject import _inject
+from .._ipc import launch
+from .._ipc.channel import Channel
+from .._ipc.latch import Latch
+from ..errors import Terminated
+from . import context, target
+from .signals import Handlers, restore_defaults
+from .title import set_title
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+
+def rehearse(kind: str) -> object:
+    """Do once what a worker does first, so that it is quick when it counts.
+
+    Returns the event loop that an async target will run in, for the kinds that have one.
+    """
+    set_title("aiobgw: spare")
+    launch.unpack_order(launch.pack_order({"name": "rehearsal"}))
+    order = {"spec": {"name": ""}, "incarnation": 0, "slot": 0, "generation": 0, "epoch": 0}
+    Handlers(context.CurrentWorker(order, None, {})).install()  # type: ignore[arg-type]
+    target.is_async(target.find(f"{__name__}:rehearse"))
+    return None if kind == "plain" else target.loop_factory(kind)()
+
+
+def main(
+    order: dict[str, Any], fds: list[int], channel: Channel, lifeline: int, prepared: Any
+) -> NoReturn:
+    """Carry out an order; does not return."""
+    fields = order["spec"]
+    payload = _payload(order, fds)
+    if order["board"]:
+        fds.pop(0)  # stays open: what a worker with SHMEM_ACCESS reads
+    latches = {name: Latch.adopt(fd) for name, fd in zip(order["latches"], fds, strict=True)}
+    if fields["user"] is not None:
+        _drop_privileges(fields["user"], channel, lifeline)
+    if fields["command"]:
+        _execute(payload.decode("utf-8", "surrogateescape").split("\0"), channel, lifeline)
+
+    set_title(f"aiobgw: {order['supervisor']} worker {fields['name']}")
+    worker = context.CurrentWorker(order, channel, latches)
+    context.become(worker)
+    handlers = Handlers(worker)
+    handlers.install()
+    code, text = _run(worker, handlers, fields, payload, prepared, channel)
+    _end(code, text, handlers, channel)
+
+
+def _payload(order: dict[str, Any], fds: list[int]) -> bytes:
+    """Return the pickled arguments, from the order or from the memfd that came with it."""
+    inline: bytes | None = order["payload"]
+    if inline is not None:
+        return inline
+    fd = fds.pop(0)
+    with open(fd, "rb", closefd=True) as file:
+        os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared by all incarnations
+        return file.read()
+
+
+def _run(
+    worker: context.CurrentWorker,
+    handlers: Handlers,
+    fields: dict[str, Any],
+    payload: bytes,
+    prepared: Any,
+    channel: Channel,
+) -> tuple[int, str]:
+    """Import the target and call it; return the exit code and the error as text."""
+    try:
+        handlers.open_all()
+        _delay()
+        if fields["main"] is not None:
+            target.load_main(fields["main"])
+        function = target.find(fields["target"])
+        args, kwargs = loads(payload) if payload else ((), {})
+        is_async = target.is_async(function)
+
+        def begin() -> Any:
+            _inject("before_started")
+            _say_started(channel, is_async)
+            return function(*args, **kwargs)
+
+        _call(worker, begin, is_async, fields["loop"], prepared)
+        _join_threads()
+    except BaseException as error:
+        return _meaning(error, worker)
+    return 0, ""
+
+
+def _call(
+    worker: context.CurrentWorker,
+    begin: Callable[[], Any],
+    is_async: bool,
+    kind: str,
+    prepared: Any,
+) -> None:
+    if is_async:
+        target.run_async(worker, begin, kind, prepared)
+        return
+    result = begin()
+    if hasattr(result, "__await__"):  # a plain function that returns a coroutine
+        target.run_async(worker, lambda: result, kind, prepared)
+
+
+def _say_started(channel: Channel, is_async: bool) -> None:
+    try:
+        channel.send(launch.started(is_async), block=True)
+    except OSError:
+        os._exit(0)  # this launch was dropped: nobody would know of it
+
+
+def _delay() -> None:
+    """Wait for a debugger to be attached, if the environment says so."""
+    seconds = os.environ.get("AIOBGW_START_DELAY")
+    if seconds:
+        import time
+
+        print(f"aiobgw: pid {os.getpid()} starts in {seconds} s", file=sys.stderr, flush=True)
+        time.sleep(float(seconds))
+
+
+def _meaning(error: BaseException, worker: context.CurrentWorker) -> tuple[int, str]:
+    """Return the exit code for an exception, and its text for whoever waits."""
+    if isinstance(error, Terminated) or (
+        worker.stop_requested and type(error).__name__ == "CancelledError"
+    ):
+        return 1, ""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF, ""
+        return 1, str(error.code)
+
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    print(text, file=sys.stderr, end="", flush=True)
+    return 1, text
+
+
+def _join_threads() -> None:
+    """Wait for threads that are no daemons, as an interpreter does at its end."""
+    threading = sys.modules.get("threading")
+    if threading is not None and threading.active_count() > 1:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+
+
+def _end(code: int, text: str, handlers: Handlers, channel: Channel) -> NoReturn:
+    """Leave without finalising the interpreter, but not without what users rely on."""
+    handlers.shut()
+    atexit = sys.modules.get("atexit")
+    try:
+        if atexit is not None:
+            atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException as error:
+        code = code or 1
+        text = text or f"{type(error).__name__}: {error}"
+    _inject("before_farewell")
+    try:
+        channel.send(launch.farewell(code, text))
+    except OSError:
+        pass  # nobody listens; the code is all there is
+    os._exit(code)
+
+
+def _drop_privileges(user: str | int, channel: Channel, lifeline: int) -> None:
+    from .identity import become_user
+
+    try:
+        become_user(user, lifeline)
+    except (OSError, KeyError) as error:
+        _fail(channel, f"cannot become user {user!r}: {error}")
+
+
+def _execute(command: list[str], channel: Channel, lifeline: int) -> NoReturn:
+    """Become the command; the channel closes itself then, which says that it worked."""
+    try:
+        # The program keeps the armed lifeline, unless it closes what it does not know.
+        os.set_inheritable(lifeline, True)
+        restore_defaults()
+        os.execvp(command[0], command)
+    except BaseException as error:
+        _fail(channel, f"{command[0]}: {error}")
+
+
+def _fail(channel: Channel, why: str) -> NoReturn:
+    try:
+        channel.send(launch.failed(0, why))
+    finally:
+        os._exit(127)

@@ -1,0 +1,107 @@
+"""What signals do in a worker that runs Python.
+
+SIGTERM   async target: cancels its main task, once.  Plain target: sets ``stop_requested``
+          and the latch, then raises Terminated; again every second while the target runs
+          on, unless the last one is still on its way: an exception that a handler raises is
+          lost in ``__del__`` and in callbacks, but a ``finally`` at work is left alone.
+SIGQUIT   default action, without a core file: a Python handler never runs inside C code.
+SIGUSR1   sets the worker's latch.
+SIGHUP, SIGINT, SIGUSR2   handlers that do nothing: SIG_IGN would leak into subprocesses.
+
+They are blocked from the fork until ``open_all``: a SIGTERM that comes earlier waits.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import weakref
+
+from ..errors import Terminated
+from .context import CurrentWorker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+AGAIN_AFTER = 1.0
+
+_ALL = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+
+class Handlers:
+    """The handlers of one worker."""
+
+    def __init__(self, worker: CurrentWorker) -> None:
+        self._worker = worker
+        self._raised: weakref.ref[Terminated] | None = None
+        self._repeating = False
+        self._over = False
+
+    def install(self) -> None:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, _nothing)
+        signal.signal(signal.SIGUSR1, self._on_wake)
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+    def open_all(self) -> None:
+        """Let signals in: everything they need stands."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
+
+    def shut(self) -> None:
+        """Keep signals out: the target is over, and what follows is short."""
+        self._over = True
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+
+    def _on_wake(self, number: int, frame: FrameType | None) -> None:
+        self._worker.wake()
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        self._worker.request_stop()
+        if self._over or (self._raised is not None and self._raised() is not None):
+            return  # it is on its way, through a cleanup perhaps
+
+        self._repeat()
+        error = Terminated()
+        self._raised = weakref.ref(error)
+        raise error
+
+    def _repeat(self) -> None:
+        """Have SIGTERM sent again every second, by a thread that nobody joins."""
+        if not self._repeating:
+            self._repeating = True
+            import _thread
+
+            _thread.start_new_thread(_send_again, (self, _thread.get_ident()))
+
+
+def _send_again(handlers: Handlers, main: int) -> None:
+    import time
+
+    while not handlers._over:
+        time.sleep(AGAIN_AFTER)
+        if not handlers._over:
+            signal.pthread_kill(main, signal.SIGTERM)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Interrupt a waiting system call, and nothing else."""
+
+
+def restore_defaults() -> None:
+    """Give a program that is about to be executed the signals it expects; last of all."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them; exec keeps SIG_IGN
+    sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

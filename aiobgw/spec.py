@@ -1,0 +1,325 @@
+"""What a worker is: one frozen value, which refuses nonsense at birth.
+
+Sources of the rules: PostgreSQL's BackgroundWorker struct and SanityCheckBackgroundWorker()
+for the flags, the classes and their order; OTP's child spec and systemd for restart rules.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from .errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from ._ipc.latch import Latch
+
+NAME_BYTES = 95
+EXTRA_BYTES = 128
+LATCHES = 16
+DAY = 86_400.0
+TOKEN_PREFIX = "aiobgw1:"
+
+
+class Restart(enum.Enum):
+    """Whether an exit that nobody asked for is followed by another start.
+
+    systemd's ``Restart=`` and OTP's temporary, transient and permanent.
+    """
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+class Flags(enum.IntFlag):
+    """What a worker may use, and the class it counts for (PostgreSQL's bits)."""
+
+    NONE = 0
+    SHMEM_ACCESS = 0x1
+    DATABASE_CONNECTION = 0x2
+    CLASS_PARALLEL = 0x10
+
+
+class Phase(enum.IntEnum):
+    """How far the service is; a worker's ``start_when`` is the first one it may start in."""
+
+    SUPERVISOR_START = 1
+    CONSISTENT_STATE = 2
+    RUNNING = 3
+
+
+class ShutdownMode(enum.IntEnum):
+    """How a supervisor stops; a stop only gets stricter.
+
+    SMART takes no new workers and waits for the running ones, FAST asks all to end at once
+    (SIGTERM, ``stop_timeout``, SIGKILL), IMMEDIATE does not ask (SIGQUIT, 5 s, SIGKILL).
+    """
+
+    SMART = 1
+    FAST = 2
+    IMMEDIATE = 3
+
+
+_UNSET = cast("Restart", None)
+_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_MAIN = ("__main__", "__mp_main__")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """Describe a worker: what it runs, and by which rule it is started again.
+
+    name          1 to 95 bytes of UTF-8, no control characters; need not be unique
+    target        "package.module:function", or a module-level function (stored by name,
+                  resolved in the worker); plain or async
+    command       instead of a target: the program and its arguments, never a shell
+    type          the group it belongs to in listings (default: its name)
+    args, kwargs  for the target; pickled by whoever registers, unpickled in the worker only
+    extra         up to 128 bytes that the worker finds in its spec
+    flags         see Flags
+    start_when    the phase that opens its start gate
+    restart       see Restart (default ON_FAILURE, for the parallel class NEVER)
+    restart_delay seconds from an exit to the next start, 0 to 86,400, on the monotonic clock
+    stop_timeout  seconds from the request to end until SIGKILL, 0 to 86,400
+    unique        refuse the registration while a worker of this name lives
+    latches       latches of the registrant that the worker gets, by name (16 at most)
+    loop          event loop of an async target: "asyncio" or "uvloop"
+    user          name or number of the user to run as (needs the right to switch)
+
+    Raises InvalidSpec: the first rule broken, in PostgreSQL's order.
+    """
+
+    name: str
+    target: str | Callable[..., object] | None = None
+    command: Sequence[str] | None = None
+    type: str = ""
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    extra: bytes = b""
+    flags: Flags = Flags.NONE
+    start_when: Phase = Phase.RUNNING
+    restart: Restart = _UNSET
+    restart_delay: float = 1.0
+    stop_timeout: float = 10.0
+    unique: bool = False
+    latches: Mapping[str, Latch] = field(default_factory=dict)
+    loop: str = "asyncio"
+    user: str | int | None = None
+    main: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._default("restart", self.restart or _default_restart(self.flags))
+        self._default("type", self.type or self.name)
+        for check in _CHECKS:
+            check(self)
+
+        if self.target is not None:
+            self._default("target", _stored_by_name(self))
+            if str(self.target).partition(":")[0] in _MAIN and self.main is None:
+                self._default("main", main_module(self.name))
+        if self.command is not None:
+            self._default("command", tuple(self.command))
+        self._default("args", tuple(self.args))
+
+    def _default(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def runs(self) -> str:
+        """What it runs, as text for people."""
+        return str(self.target) if self.command is None else " ".join(self.command)
+
+
+def _default_restart(flags: Flags) -> Restart:
+    parallel = int(flags) & Flags.CLASS_PARALLEL
+    return Restart.NEVER if parallel else Restart.ON_FAILURE
+
+
+def _check_flags(spec: WorkerSpec) -> None:
+    if not isinstance(spec.flags, int):
+        raise InvalidSpec.of(spec.name, "flags", spec.flags, "must be made of aiobgw.Flags")
+    if spec.flags & Flags.DATABASE_CONNECTION:
+        if not spec.flags & Flags.SHMEM_ACCESS:
+            allowed = "with DATABASE_CONNECTION must have SHMEM_ACCESS too"
+            raise InvalidSpec.of(spec.name, "flags", spec.flags, allowed)
+        if spec.start_when == Phase.SUPERVISOR_START:
+            allowed = "of a worker with DATABASE_CONNECTION must be a later phase"
+            raise InvalidSpec.of(spec.name, "start_when", spec.start_when, allowed)
+
+
+def _check_times(spec: WorkerSpec) -> None:
+    for name in ("restart_delay", "stop_timeout"):
+        value = getattr(spec, name)
+        good = isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= DAY
+        if not good or isinstance(value, bool):
+            raise InvalidSpec.of(spec.name, name, value, "must be 0 to 86400 seconds")
+
+
+def _check_class(spec: WorkerSpec) -> None:
+    if spec.flags & Flags.CLASS_PARALLEL and spec.restart is not Restart.NEVER:
+        # PostgreSQL: the accounting of the class could not survive a crash cycle otherwise.
+        raise InvalidSpec.of(
+            spec.name, "restart", spec.restart, "of a CLASS_PARALLEL worker must be Restart.NEVER"
+        )
+
+
+def _check_names(spec: WorkerSpec) -> None:
+    for name in ("name", "type"):
+        check_name(spec.name, name, getattr(spec, name))
+
+
+def check_name(worker: object, field: str, value: object) -> None:
+    """Raise InvalidSpec unless *value* is fit to be shown, listed and looked up."""
+    if not isinstance(value, str):
+        raise InvalidSpec.of(worker, field, value, "must be text")
+
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= NAME_BYTES:
+        raise InvalidSpec.of(worker, field, value, f"must be 1 to {NAME_BYTES} bytes of UTF-8")
+    if any(unicodedata.category(character) in _UNSHOWN for character in value):
+        raise InvalidSpec.of(worker, field, value, "must have no control characters")
+    if value.startswith(TOKEN_PREFIX):
+        raise InvalidSpec.of(worker, field, value, f"must not begin like a token ({TOKEN_PREFIX})")
+
+
+# Control characters, halves of surrogate pairs, line and paragraph separators.
+_UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
+
+
+def _check_what_runs(spec: WorkerSpec) -> None:
+    if (spec.target is None) == (spec.command is None):
+        both = (spec.target, spec.command)
+        raise InvalidSpec.of(spec.name, "target, command", both, "must be one of the two")
+    if spec.command is not None:
+        _check_command(spec, spec.command)
+
+
+def _check_command(spec: WorkerSpec, command: Sequence[str]) -> None:
+    good = isinstance(command, Sequence) and not isinstance(command, (str, bytes)) and command
+    if not good or not all(isinstance(word, str) and "\0" not in word for word in command):
+        allowed = "must be a list of words: the program, then its arguments"
+        raise InvalidSpec.of(spec.name, "command", command, allowed)
+    if spec.args or spec.kwargs or spec.latches:
+        given = [name for name in ("args", "kwargs", "latches") if getattr(spec, name)]
+        raise InvalidSpec.of(spec.name, "command", given, "takes its arguments as words")
+
+
+def _check_values(spec: WorkerSpec) -> None:
+    for name, kind in (("start_when", Phase), ("restart", Restart)):
+        if not isinstance(getattr(spec, name), kind):
+            allowed = f"must be an aiobgw.{kind.__name__}"
+            raise InvalidSpec.of(spec.name, name, getattr(spec, name), allowed)
+    if spec.loop not in ("asyncio", "uvloop"):
+        raise InvalidSpec.of(spec.name, "loop", spec.loop, "must be 'asyncio' or 'uvloop'")
+
+
+def _check_unknown_flags(spec: WorkerSpec) -> None:
+    unknown = int(spec.flags) & ~(
+        Flags.SHMEM_ACCESS | Flags.DATABASE_CONNECTION | Flags.CLASS_PARALLEL
+    )
+    if unknown:
+        raise InvalidSpec.of(spec.name, "flags", hex(unknown), "must be made of aiobgw.Flags")
+
+
+def _check_extra(spec: WorkerSpec) -> None:
+    if not isinstance(spec.extra, bytes) or len(spec.extra) > EXTRA_BYTES:
+        raise InvalidSpec.of(spec.name, "extra", spec.extra, f"must be up to {EXTRA_BYTES} bytes")
+
+
+def _check_arguments(spec: WorkerSpec) -> None:
+    if not isinstance(spec.kwargs, Mapping) or not all(isinstance(k, str) for k in spec.kwargs):
+        raise InvalidSpec.of(spec.name, "kwargs", spec.kwargs, "must be a mapping of names")
+    if len(spec.latches) > LATCHES or not all(isinstance(name, str) for name in spec.latches):
+        raise InvalidSpec.of(
+            spec.name, "latches", list(spec.latches), f"must be up to {LATCHES} by name"
+        )
+
+
+def _check_target(spec: WorkerSpec) -> None:
+    if isinstance(spec.target, str):
+        if not _TARGET.fullmatch(spec.target):
+            raise InvalidSpec.of(
+                spec.name, "target", spec.target, "must look like 'package.module:function'"
+            )
+    elif spec.target is not None:
+        _stored_by_name(spec)
+
+
+def _stored_by_name(spec: WorkerSpec) -> str:
+    """Return the name under which a worker will find the target again."""
+    target = spec.target
+    if isinstance(target, str):
+        return target
+
+    module = getattr(target, "__module__", None)
+    name = getattr(target, "__qualname__", None)
+    if not callable(target) or _find(module, name) is not target:
+        raise InvalidSpec.of(
+            spec.name,
+            "target",
+            target,
+            "must be importable by name (a module-level function; no lambda, no nested function)",
+        )
+    return f"{'__main__' if module in _MAIN else module}:{name}"
+
+
+def _find(module: object, name: object) -> object:
+    if not isinstance(module, str) or not isinstance(name, str):
+        return None
+
+    found: object = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def main_module(worker: str) -> str:
+    """Say how a worker can load the script that runs here: "path:FILE" or "module:NAME"."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name != "__main__":
+        return f"module:{spec.name}"
+
+    archive = getattr(getattr(main, "__loader__", None), "archive", None)
+    path = archive or getattr(main, "__file__", None)
+    if path is None or not os.path.exists(path):
+        error = InvalidSpec(
+            f"worker {worker!r}: target is a function of a main script that has no file"
+        )
+        error.add_note("hint: with -c, on standard input and in notebooks, put it into a module")
+        raise error
+    return f"path:{os.path.abspath(path)}"
+
+
+def _check_user(spec: WorkerSpec) -> None:
+    if spec.user is None:
+        return
+    if not isinstance(spec.user, (str, int)) or isinstance(spec.user, bool):
+        raise InvalidSpec.of(spec.name, "user", spec.user, "must be a user's name or number")
+    if spec.flags & Flags.SHMEM_ACCESS:
+        # The board and the latches are shared among processes of one user only.
+        raise InvalidSpec.of(spec.name, "user", spec.user, "must not be set with SHMEM_ACCESS")
+
+
+# PostgreSQL's order first (SanityCheckBackgroundWorker), then ours.
+_CHECKS: tuple[Callable[[WorkerSpec], None], ...] = (
+    _check_flags,
+    _check_times,
+    _check_class,
+    _check_names,
+    _check_what_runs,
+    _check_unknown_flags,
+    _check_values,
+    _check_extra,
+    _check_arguments,
+    _check_target,
+    _check_user,
+)

@@ -1,0 +1,96 @@
+"""Fixtures for all tests.  The first one is the most important: nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+import aiobgw
+
+from . import procs
+
+SETTLE = 5.0
+
+procs.become_subreaper()
+
+BACKENDS = [
+    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Every async test runs on asyncio, and on uvloop."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a process, a descriptor, or a file in /dev/shm behind."""
+    fds, processes, files = procs.open_fds(), procs.children(), set(os.listdir("/dev/shm"))
+    yield
+    gc.collect()
+    left = _settled(processes)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    titles = [f"{pid}: {procs.title(pid)}" for pid in left]
+    assert not titles, f"processes left behind: {titles}"
+
+    after = procs.open_fds()
+    leaked = {fd: what for fd, what in after.items() if fds.get(fd) != what}
+    assert not leaked, f"descriptors left behind: {leaked}"
+    assert set(os.listdir("/dev/shm")) <= files
+
+
+def _settled(before: set[int]) -> set[int]:
+    """Reap orphans that became ours; return what still runs when it should be over."""
+    give_up = time.monotonic() + SETTLE
+    while True:
+        procs.reap(procs.children() - before)
+        left = {pid for pid in procs.children() - before if procs.is_alive(pid)}
+        if not left or time.monotonic() > give_up:
+            return left
+        procs.wait_dead(left, 0.5)
+
+
+MakeSupervisor = Callable[..., Awaitable[aiobgw.Supervisor]]
+
+
+@pytest.fixture
+async def make_supervisor(anyio_backend: Any) -> AsyncIterator[MakeSupervisor]:
+    """Start supervisors, which are shut down at the end of the test."""
+    made: list[aiobgw.Supervisor] = []
+
+    async def make(*specs: aiobgw.WorkerSpec, **options: Any) -> aiobgw.Supervisor:
+        options.setdefault("name", "test")
+        options.setdefault("spares", 0)
+        supervisor = aiobgw.Supervisor(**options)
+        for spec in specs:
+            supervisor.add(spec)
+        made.append(await supervisor.__aenter__())
+        return supervisor
+
+    yield make
+    for supervisor in made:
+        try:
+            await supervisor.shutdown(aiobgw.ShutdownMode.IMMEDIATE)
+        except aiobgw.SupervisorDied:
+            pass  # the test abandoned it
+
+
+@pytest.fixture
+async def supervisor(make_supervisor: MakeSupervisor) -> aiobgw.Supervisor:
+    return await make_supervisor()
+
+
+@pytest.fixture(params=["kernel", "zygote"])
+def reaper(request: pytest.FixtureRequest) -> str:
+    """Both ways to learn how a process ended."""
+    return str(request.param)

@@ -1,0 +1,103 @@
+"""What tests know about processes and descriptors: read from /proc, never guessed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def become_subreaper() -> None:
+    """Have every orphan below this process become its child, so that none is missed."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def open_fds() -> dict[int, str]:
+    """Return the open descriptors, and what each one is."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            pass  # the descriptor that listdir() itself was using
+    return found
+
+
+def children(pid: int | None = None) -> set[int]:
+    """Return the children of a process, zombies included."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*"):
+        try:
+            found |= {int(child) for child in (task / "children").read_text().split()}
+        except FileNotFoundError:
+            pass
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """Return everything below a process."""
+    found = children(pid)
+    return found.union(*(descendants(child) for child in found))
+
+
+def state(pid: int) -> str | None:
+    """Return the state letter of a process, None if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; a zombie, which somebody has yet to reap, does not."""
+    return state(pid) not in (None, "Z", "X")
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def wait_dead(pids: set[int], timeout: float = 5.0) -> set[int]:
+    """Wait until all are over, by their pidfds; return those that are not, in time."""
+    give_up = time.monotonic() + timeout
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0, give_up - time.monotonic()) * 1000)
+        os.close(pidfd)
+    return {pid for pid in pids if is_alive(pid)}
+
+
+def reap(pids: set[int]) -> None:
+    """Reap zombies that became ours."""
+    for pid in pids:
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+def start_script(source: str, *args: str, **options: object) -> subprocess.Popen[str]:
+    """Run *source* as the main script of another interpreter, its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", source, *args],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )

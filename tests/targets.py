@@ -1,0 +1,129 @@
+"""What workers run in tests: importable by name, and not tests themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import aiobgw
+
+
+def nothing() -> None:
+    """Return at once."""
+
+
+async def nothing_async() -> None:
+    """Return at once, from an event loop."""
+
+
+def write(path: str, text: str = "") -> None:
+    """Append a line to a file, so that a test sees that, and how often, this ran."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.write(fd, (text or str(os.getpid())).encode() + b"\n")
+    os.close(fd)
+
+
+def sleep(seconds: float = 3600.0) -> None:
+    """Sleep, and end by SIGTERM as a plain target does."""
+    time.sleep(seconds)
+
+
+async def sleep_async(seconds: float = 3600.0) -> None:
+    await asyncio.sleep(seconds)
+
+
+def spin() -> None:
+    """Stay in C for ever: no Python handler runs here."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    sum(range(10**15))
+
+
+def ignore_term() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(3600)
+
+
+def exit_with(code: int) -> None:
+    """End with a code of its own, in order."""
+    sys.exit(code)
+
+
+def exit_rudely(code: int) -> None:
+    """End without a farewell."""
+    os._exit(code)
+
+
+def kill_self(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+    time.sleep(60)
+
+
+def fail(message: str = "as asked") -> None:
+    raise ValueError(message)
+
+
+async def fail_async(message: str = "as asked") -> None:
+    raise ValueError(message)
+
+
+def wait_then_exit(path: str, code: int) -> None:
+    """Block until the FIFO at *path* is closed by its last writer, then exit."""
+    with open(path, "rb") as gate:
+        gate.read()
+    os._exit(code)
+
+
+def fds(path: str) -> None:
+    """Write down which descriptors there are, and what they are."""
+    found = []
+    for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
+        try:
+            found.append(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:
+            pass
+    write(path, "\n".join(found))
+
+
+async def fds_async(path: str) -> None:
+    fds(path)
+
+
+def modules(path: str) -> None:
+    write(path, "\n".join(sorted(sys.modules)))
+
+
+def wait_for_latch(path: str) -> None:
+    """Wait on the worker's own latch, and say so before and after."""
+    worker = aiobgw.current_worker()
+    latch = worker.latch
+    write(path, "waiting")
+    latch.wait_blocking()
+    write(path, "woken")
+
+
+async def describe(path: str) -> None:
+    worker = aiobgw.current_worker()
+    spec = worker.spec
+    write(
+        path, f"{worker.name} {worker.incarnation} {spec.type} {spec.extra!r} {spec.restart.name}"
+    )
+
+
+def start_threads(path: str) -> None:
+    """Leave a thread behind that still has something to do."""
+
+    def late() -> None:
+        time.sleep(0.2)
+        write(path, "thread")
+
+    threading.Thread(target=late).start()
+
+
+def echo(path: str, *args: Any, **kwargs: Any) -> None:
+    write(path, repr((args, kwargs)))
