@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 
 import aiobgw
 
@@ -18,6 +19,7 @@ from . import procs
 SETTLE = 5.0
 
 procs.become_subreaper()
+uvloop.new_event_loop().close()  # libuv makes a pipe of its own, once for the process
 
 BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -58,6 +59,13 @@ def state(pid: int) -> str | None:
 def is_alive(pid: int) -> bool:
     """Tell whether a process runs; a zombie, which somebody has yet to reap, does not."""
     return state(pid) not in (None, "Z", "X")
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and return when it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    while state(pid) not in ("T", None):
+        time.sleep(0.001)
 
 
 def title(pid: int) -> str:

@@ -37,14 +37,23 @@ async def sleep_async(seconds: float = 3600.0) -> None:
     await asyncio.sleep(seconds)
 
 
+def say_up() -> None:
+    """Set the latch "up", if the spec has one."""
+    latch = aiobgw.current_worker().latches.get("up")
+    if latch is not None:
+        latch.set()
+
+
 def spin() -> None:
     """Stay in C for ever: no Python handler runs here."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    say_up()
     sum(range(10**15))
 
 
 def ignore_term() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say_up()
     while True:
         time.sleep(3600)
 
@@ -72,10 +81,9 @@ async def fail_async(message: str = "as asked") -> None:
     raise ValueError(message)
 
 
-def wait_then_exit(path: str, code: int) -> None:
-    """Block until the FIFO at *path* is closed by its last writer, then exit."""
-    with open(path, "rb") as gate:
-        gate.read()
+def wait_then_exit(code: int) -> None:
+    """Exit, without a word, when the latch "go" is set."""
+    aiobgw.current_worker().latches["go"].wait_blocking()
     os._exit(code)
 
 

@@ -119,8 +119,8 @@ class WorkerHandle:
     async def wait_for_ready(self) -> WorkerStatus:
         """Wait until it said that it is ready, or has started if it needs not say so.
 
-        Raises NeverStarted as ``wait_for_startup`` does, and WorkerFailed if it is over
-        without having been ready.
+        Returns also if it has ended well meanwhile.  Raises NeverStarted as
+        ``wait_for_startup`` does, and WorkerFailed if it is over in another way.
         """
         seen = _last_incarnation(self.status())
 
@@ -130,7 +130,8 @@ class WorkerHandle:
             if status.started_at is None:
                 self._raise_unless_pending(status, seen)
             elif status.state is WorkerState.STOPPED and status.exit is not None:
-                raise WorkerFailed(self.name, status.exit)
+                status.exit.check()
+                return status
             return None
 
         return await self._wait(ready)

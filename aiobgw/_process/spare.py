@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 ORDER_FDS = 64
 
-_boot: dict[str, Any] = {}
 _entry: Callable[..., NoReturn]
 _rehearse: Callable[[str], object]
 
@@ -33,12 +32,11 @@ _rehearse: Callable[[str], object]
 def load(boot: dict[str, Any]) -> None:
     """Import, in the zygote, what its children will run; names, not objects, cross an exec."""
     global _entry, _rehearse
-    _boot.update(boot)
-    _entry = _resolve(boot["entry"])
-    _rehearse = _resolve(boot["rehearse"])
+    _entry = resolve(boot["entry"])
+    _rehearse = resolve(boot["rehearse"])
 
 
-def _resolve(name: str) -> Callable[..., Any]:
+def resolve(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), attribute)
     return found

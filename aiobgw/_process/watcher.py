@@ -9,7 +9,8 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Hashable
 
-EVENTS_PER_TURN = 64
+EVENTS_PER_TURN = 16
+"""A turn holds the host's loop for a millisecond or two, not for as long as there is work."""
 
 ONCE = select.EPOLLIN | select.EPOLLONESHOT
 """For pidfds: a level-triggered pidfd of a zombie that nobody reaps spins the loop."""

@@ -45,6 +45,7 @@ class Boot:
     preload: tuple[str, ...]
     entry: str
     rehearse: str
+    titled: str
     reaper: str
     nofile: int | None
 
@@ -57,6 +58,7 @@ class Boot:
                 "preload": list(self.preload),
                 "entry": self.entry,
                 "rehearse": self.rehearse,
+                "titled": self.titled,
                 "reaper": self.reaper,
                 "nofile": self.nofile,
                 "bind_now": os.environ.get("LD_BIND_NOW"),

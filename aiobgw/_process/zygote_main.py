@@ -23,6 +23,7 @@ from .._inject import arm as arm_injections
 from .._ipc import launch
 from .._ipc.channel import Channel
 from . import exits, lifeline, spare, wire
+from .spare import resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main(boot: dict[str, Any]) -> NoReturn:
 
     # From here on it looks itself, and has work to do then; SIGCONT wakes it for that.
     lifeline.arm(watch, signal.SIGCONT)
-    zygote = _Zygote(control, boot)
+    zygote = _Zygote(control, watch, boot)
     _say(control, wire.REPORT.pack(wire.READY, 0, _threads()))
     zygote.run()
 
@@ -69,6 +70,7 @@ def _settle(boot: dict[str, Any]) -> None:
     _restore_environment(boot["bind_now"])
     _restore_limit(boot["nofile"])
     spare.load(boot)
+    resolve(boot["titled"])(f"aiobgw: {boot['name']} zygote")
     for name in boot["preload"]:
         import_module(name)
 
@@ -124,8 +126,9 @@ def _threads() -> int:
 class _Zygote:
     """The loop, and what it keeps: armed ends of commands, children it must reap."""
 
-    def __init__(self, control: Channel, boot: dict[str, Any]) -> None:
+    def __init__(self, control: Channel, watch: int, boot: dict[str, Any]) -> None:
         self._control = control
+        self._armed = watch
         self._reaps = boot["reaper"] == "zygote"
         self._kept: dict[int, int] = {}
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (number, pid)
@@ -185,7 +188,7 @@ class _Zygote:
         """Leave everything of the zygote behind; nothing may unwind into its loop."""
         try:
             self._epoll.close()
-            owned = (wire.CONTROL_FD, wire.LIFELINE_FD, wire.SUPERVISOR_FD)
+            owned = (wire.CONTROL_FD, wire.LIFELINE_FD, wire.SUPERVISOR_FD, self._armed)
             for fd in (*owned, *self._kept.values(), *self._children):
                 os.close(fd)
             self._control.detach()

@@ -41,6 +41,7 @@ from .registry import RegisteredWorker, Registry
 
 ENTRY = "aiobgw._worker.main:main"
 REHEARSE = "aiobgw._worker.main:rehearse"
+TITLED = "aiobgw._worker.title:set_title"
 
 
 class Stage(enum.Enum):
@@ -93,9 +94,9 @@ class Core:
     def check_open(self) -> Loop:
         """Return the loop; raise unless workers can be registered."""
         self.check()
-        if self.stage in (Stage.NEW, Stage.STARTING) or self.loop is None:
+        if self.stage in (Stage.NEW, Stage.STARTING):
             raise RuntimeError("the supervisor has not been started: use 'async with'")
-        if self.stage is not Stage.OPEN:
+        if self.stage is not Stage.OPEN or self.loop is None:
             raise ShuttingDown(f"supervisor {self.settings.name!r} is {self.stage.value}")
         return self.loop
 
@@ -164,6 +165,7 @@ class Core:
         )
         self.zygote_event = asyncio.get_running_loop().create_future()
         self.launcher.keeper.start()
+        self.loop.turn()  # it may have failed already
 
     def close_launcher(self) -> None:
         if self.loop is not None:
@@ -181,6 +183,7 @@ class Core:
             preload=(*asyncio_first, *settings.preload),
             entry=ENTRY,
             rehearse=REHEARSE,
+            titled=TITLED,
             reaper=reaper,
             nofile=self._old_nofile,
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from .._ipc import launch as protocol
 from .._policy import life as happenings
 from .._policy.deadlines import Deadlines
-from .._policy.life import Happening, Situation
+from .._policy.life import Action, Happening, Situation
 from .._policy.plan import plan
 from .._policy.restart import exit_kind
 from .._process import events as process
@@ -25,6 +25,8 @@ from ..status import ExitStatus, WorkerState
 from .effects import Effects
 from .news import News
 from .registry import RegisteredWorker, Registry
+
+PUT_OFF = 0.1
 
 log = logging.getLogger("aiobgw")
 
@@ -51,6 +53,7 @@ class Loop:
         self._on_zygote = on_zygote
         self._after_turn = after_turn
         self._deadlines = Deadlines()
+        self._left: list[tuple[RegisteredWorker, Action]] = []
         self._requests: deque[tuple[RegisteredWorker, Happening]] = deque()
         self._turning = False
         self._host = asyncio.get_running_loop()
@@ -96,29 +99,41 @@ class Loop:
     def _take_requests(self) -> None:
         while self._requests:
             worker, happening = self._requests.popleft()
-            self._guarded(lambda happening: self._decide(worker, happening), happening)
+            self._guarded(self._decide, worker, happening)
 
     def _take_deadlines(self) -> bool:
+        """Return whether any deadline has passed."""
         now = time.monotonic()
-        slot = self._deadlines.pop_due(now)
-        if slot is None:
-            return False
-        while slot is not None:
+        taken = 0
+        while (slot := self._deadlines.pop_due(now)) is not None:
+            taken += 1
             worker = self._registry.at(slot)
             if worker is not None:
-                self._guarded(lambda worker: self._on_deadline(worker), worker)
-            slot = self._deadlines.pop_due(now)
-        return True
+                self._guarded(self._decide, worker, happenings.DeadlinePassed())
+        return bool(taken)
 
-    def _on_deadline(self, worker: RegisteredWorker) -> None:
-        self._decide(worker, happenings.DeadlinePassed())
-
-    def _guarded(self, handle: Callable[..., None], what: object) -> None:
+    def _guarded(self, handle: Callable[..., None], *what: object) -> None:
         """Handle one thing; what goes wrong with it is not the others' business."""
         try:
-            handle(what)
+            handle(*what)
         except Exception:
-            log.exception("aiobgw: %r could not be handled", what)
+            log.exception("%r could not be handled", what)
+
+    def _perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
+        """Carry out an action; one that fails for want of something is left for a later turn."""
+        try:
+            return self._effects.perform(worker, action)
+        except (OSError, MemoryError) as error:
+            log.warning("worker %s: %s is put off: %s", worker.spec.name, action, error)
+            self._left.append((worker, action))
+            self._launcher.watcher.timer("left", time.monotonic() + PUT_OFF, self._perform_left)
+            return None
+
+    def _perform_left(self) -> None:
+        left, self._left = self._left, []
+        for worker, action in left:
+            if not worker.is_over:
+                self._perform(worker, action)
 
     # Deciding.
 
@@ -131,7 +146,7 @@ class Loop:
             life, actions = plan(worker.life, pending.pop(0), self.situation, now)
             worker.life = life
             for action in actions:
-                led_to = self._effects.perform(worker, action)
+                led_to = self._perform(worker, action)
                 if led_to is not None:
                     pending.append(led_to)
         self._deadlines.set(worker.slot, worker.life.deadline)

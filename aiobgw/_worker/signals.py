@@ -75,7 +75,10 @@ class Handlers:
         self._repeat()
         error = Terminated()
         self._raised = weakref.ref(error)
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # or its traceback would keep it alive, through this very frame
 
     def _repeat(self) -> None:
         """Have SIGTERM sent again every second, by a thread that nobody joins."""

@@ -82,11 +82,14 @@ async def _main(worker: CurrentWorker, begin: Callable[[], Any]) -> None:
     task = worker.main_task = asyncio.current_task()
     assert task is not None
 
+    cancelled = False
+
     def on_term() -> None:
         # Once: a second SIGTERM must not cancel the target's cleanup again.
-        loop.remove_signal_handler(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        if not worker.request_stop():
+        nonlocal cancelled
+        main_waits = worker.request_stop()
+        if not cancelled and not main_waits:
+            cancelled = True
             task.cancel()
 
     # Race: a SIGTERM between the plain handler and this one waits in the mask.
@@ -94,4 +97,11 @@ async def _main(worker: CurrentWorker, begin: Callable[[], Any]) -> None:
     loop.add_signal_handler(signal.SIGTERM, on_term)
     loop.add_signal_handler(signal.SIGUSR1, worker.wake)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
-    await begin()
+    try:
+        # Race: the plain handler may have run, and what it raised been lost in a callback.
+        if worker.stop_requested:
+            raise asyncio.CancelledError
+        await begin()
+    finally:
+        # The loop gives its handlers back, which leaves SIGTERM deadly: it is over anyway.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))

@@ -1,0 +1,1 @@
+"""Programs that show how aiobgw is used; each runs by itself."""

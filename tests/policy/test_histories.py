@@ -1,0 +1,395 @@
+"""Thousands of seeded histories of a supervisor without one process, checked after every step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from signal import SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
+
+import pytest
+
+from aiobgw._policy.deadlines import Deadlines
+from aiobgw._policy.life import (
+    Action,
+    Consider,
+    DeadlinePassed,
+    Drop,
+    GiveUp,
+    Happening,
+    HasExited,
+    HasStarted,
+    Hello,
+    KillAsked,
+    Launch,
+    LaunchFailed,
+    LaunchLost,
+    Life,
+    RecordUnknown,
+    RestartAsked,
+    Retire,
+    Rule,
+    Signal,
+    SignalAsked,
+    Situation,
+    StopBegan,
+    TerminateAsked,
+    Withdraw,
+    Withdrawn,
+)
+from aiobgw._policy.phases import gate_open, stricter
+from aiobgw._policy.plan import plan
+from aiobgw.spec import Phase, Restart, ShutdownMode
+from aiobgw.status import ExitKind, WorkerState
+
+CHUNKS, CHUNK = 40, 75
+STEPS = 60
+SLOTS = 4
+
+STOPPED = WorkerState.STOPPED
+WAITING = (WorkerState.NOT_STARTED, WorkerState.BACKOFF)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """Replace the look at processes and descriptors: functions of values leak none."""
+
+
+@dataclass
+class Attempt:
+    """A launch on its way, and then its process, as the fake launcher sees it."""
+
+    known: bool = False  # somebody has the order: it cannot be withdrawn any more
+    alive: bool = False  # it said hello
+    started: bool = False
+    doomed: bool = False  # it got a signal that it will end by
+    obeys: bool = True
+    can_die: bool = True
+
+
+@dataclass
+class Tenant:
+    """A worker in a slot, and what was done to it, written down independently of its Life."""
+
+    slot: int
+    generation: int
+    life: Life
+    attempt: Attempt | None = None
+    final: bool = False  # its end for good was asked for
+    given_up: bool = False
+    freed: int = 0
+    launches: int = 0
+    waiter_ended: bool = False
+
+
+@dataclass
+class History:
+    """A supervisor that decides with the real rules and acts upon nothing."""
+
+    random: Random
+    now: float = 0.0
+    situation: Situation = field(default_factory=Situation)
+    tenants: dict[int, Tenant] = field(default_factory=dict)
+    everybody: list[Tenant] = field(default_factory=list)
+    free: list[int] = field(default_factory=lambda: list(range(SLOTS)))
+    generations: list[int] = field(default_factory=lambda: [0] * SLOTS)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=25))
+
+    # The supervisor: as _supervisor.loop does it.
+
+    def decide(self, tenant: Tenant, happening: Happening) -> None:
+        pending = [happening]
+        while pending:
+            happening = pending.pop(0)
+            before = tenant.life
+            tenant.life, actions = plan(before, happening, self.situation, self.now)
+            self.log.append(
+                f"{self.now:8.2f} slot {tenant.slot} gen {tenant.generation} {happening}:"
+                f" {before.state.name} -> {tenant.life.state.name} {actions}"
+            )
+            assert tenant.life.incarnation >= before.incarnation, "an incarnation came back"
+            assert tenant.life.restarts >= before.restarts, "restarts were forgotten"
+            for action in actions:
+                pending += self.perform(tenant, action)
+        self.deadlines.set(tenant.slot, tenant.life.deadline)
+        tenant.waiter_ended = tenant.life.state is STOPPED
+
+    def perform(self, tenant: Tenant, action: Action) -> list[Happening]:
+        assert not tenant.freed, f"{action} for a slot that was freed"
+        match action:
+            case Launch():
+                self.launch(tenant)
+            case Withdraw():
+                if tenant.attempt is not None and not tenant.attempt.known:
+                    tenant.attempt = None
+                    return [Withdrawn()]
+            case Drop():
+                assert tenant.attempt is None or not tenant.attempt.alive, "a process was dropped"
+                tenant.attempt = None
+            case Signal(signum, group):
+                self.signal(tenant, signum, group)
+            case RecordUnknown():
+                assert tenant.attempt is None, "an unknown exit of what is still there"
+            case GiveUp():
+                tenant.given_up = True
+            case Retire():
+                self.retire(tenant)
+        return []
+
+    def launch(self, tenant: Tenant) -> None:
+        assert not tenant.final, "a launch after terminate"
+        assert self.situation.stop is None, "a launch after a stop began"
+        assert tenant.attempt is None, "two launches at once"
+        tenant.launches += 1
+        tenant.attempt = Attempt(
+            obeys=self.random.random() < 0.7, can_die=self.random.random() < 0.97
+        )
+
+    def signal(self, tenant: Tenant, signum: int, group: bool) -> None:
+        attempt = tenant.attempt
+        assert attempt is not None and attempt.alive, "a signal for nobody"
+        assert group == (signum == SIGKILL), "only SIGKILL is for the whole group"
+        if signum == SIGKILL:
+            attempt.doomed = attempt.can_die
+        elif signum in (SIGTERM, SIGQUIT):
+            attempt.doomed = attempt.doomed or (attempt.obeys and attempt.can_die)
+
+    def retire(self, tenant: Tenant) -> None:
+        attempt = tenant.attempt
+        leaves_a_process = attempt is not None and attempt.alive
+        assert not leaves_a_process or tenant.given_up, "a slot was freed under a process"
+        tenant.freed += 1
+        del self.tenants[tenant.slot]
+        self.free.append(tenant.slot)
+
+    # What may happen.
+
+    def step(self) -> None:
+        """Let one thing happen, or one after the other at the same moment."""
+        choices: list[tuple[int, Callable[[], None]]] = [
+            (3, self.register),
+            (9, self.process),
+            (4, self.request),
+            (4, self.pass_time),
+            (1, self.change_phase),
+        ]
+        (act,) = self.random.choices(
+            [act for _, act in choices], weights=[weight for weight, _ in choices]
+        )
+        act()
+        if self.random.random() < 0.006:
+            self.stop(self.random.choice(list(ShutdownMode)))
+
+    def register(self) -> None:
+        if not self.free or self.situation.stop is not None:
+            return
+        slot = self.free.pop(self.random.randrange(len(self.free)))
+        self.generations[slot] += 1
+        rule = Rule(
+            restart=self.random.choice(list(Restart)),
+            restart_delay=self.random.choice([0.0, 1.0, 30.0]),
+            stop_timeout=self.random.choice([0.0, 2.0, 20.0]),
+            start_when=self.random.choice([Phase.RUNNING, *Phase]),
+        )
+        tenant = Tenant(slot, self.generations[slot], Life(rule))
+        self.tenants[slot] = tenant
+        self.everybody.append(tenant)
+        self.decide(tenant, Consider())
+
+    def anybody(self) -> Tenant | None:
+        return self.random.choice(list(self.tenants.values())) if self.tenants else None
+
+    def request(self) -> None:
+        tenant = self.anybody()
+        if tenant is None:
+            return
+        happening = self.random.choice(
+            [TerminateAsked(), KillAsked(), RestartAsked(), RestartAsked(), SignalAsked(SIGUSR1)]
+        )
+        tenant.final = tenant.final or isinstance(happening, (TerminateAsked, KillAsked))
+        self.decide(tenant, happening)
+
+    def process(self) -> None:
+        """Have the launcher, or the process, of somebody do its next thing."""
+        tenant = self.anybody()
+        attempt = tenant.attempt if tenant is not None else None
+        if tenant is None or attempt is None:
+            return
+        if not attempt.known:
+            attempt.known = True
+        elif not attempt.alive:
+            self.be_born(tenant, attempt)
+        elif attempt.doomed:
+            self.exit(tenant, ExitKind.TERMINATED)
+        elif not attempt.started:
+            self.come_up(tenant, attempt)
+        elif attempt.can_die and self.random.random() < 0.5:
+            self.exit(tenant, self.random.choice(list(ExitKind)))
+
+    def be_born(self, tenant: Tenant, attempt: Attempt) -> None:
+        chance = self.random.random()
+        if chance < 0.15:
+            tenant.attempt = None
+            self.decide(tenant, LaunchLost("nobody has it"))
+        elif chance < 0.25:
+            tenant.attempt = None
+            self.decide(tenant, LaunchFailed("no memory"))
+        elif chance < 0.9:
+            attempt.alive = True
+            self.decide(tenant, Hello())
+
+    def come_up(self, tenant: Tenant, attempt: Attempt) -> None:
+        chance = self.random.random()
+        if chance < 0.1 and attempt.can_die:
+            tenant.attempt = None
+            self.decide(tenant, LaunchLost("a spare died with its order unread"))
+        elif chance < 0.2 and attempt.can_die:
+            self.exit(tenant, ExitKind.FAILED)
+        else:
+            attempt.started = True
+            self.decide(tenant, HasStarted())
+
+    def exit(self, tenant: Tenant, kind: ExitKind) -> None:
+        tenant.attempt = None
+        self.decide(tenant, HasExited(kind))
+
+    def pass_time(self) -> None:
+        first = self.deadlines.first()
+        if first is not None and self.random.random() < 0.7:
+            self.now = max(self.now, first)
+        else:
+            self.now += self.random.random()
+        self.handle_deadlines()
+
+    def handle_deadlines(self) -> None:
+        for _ in range(SLOTS * 8):
+            slot = self.deadlines.pop_due(self.now)
+            if slot is None:
+                return
+            self.decide(self.tenants[slot], DeadlinePassed())
+        pytest.fail("deadlines lead to deadlines without end")
+
+    def change_phase(self) -> None:
+        self.situation = Situation(self.random.choice(list(Phase)), self.situation.stop)
+        for tenant in list(self.tenants.values()):
+            self.decide(tenant, Consider())
+
+    def stop(self, mode: ShutdownMode) -> None:
+        holds = stricter(self.situation.stop, mode)
+        if holds is self.situation.stop:
+            return
+        self.situation = Situation(self.situation.phase, holds)
+        for tenant in list(self.tenants.values()):
+            self.decide(tenant, StopBegan())
+
+    # What must always be so.
+
+    def check(self) -> None:
+        self.handle_deadlines()  # as the supervisor does at the end of each turn
+        first = self.deadlines.first()
+        assert first is None or first > self.now, "a deadline points to the past"
+        waiting = [t for t in self.tenants.values() if t.life.deadline is not None]
+        assert len(self.deadlines) == len(waiting), "a deadline of nobody"
+        for slot, tenant in self.tenants.items():
+            assert (tenant.slot, tenant.generation) == (slot, self.generations[slot])
+            self.check_life(tenant)
+        assert sorted([*self.tenants, *self.free]) == list(range(SLOTS)), "slots leak"
+
+    def check_life(self, tenant: Tenant) -> None:
+        life, attempt = tenant.life, tenant.attempt
+        assert life.state is not STOPPED, "STOPPED, and its slot is not free"
+        assert (life.due is None) == (life.deadline is None), "due, but when?"
+        assert life.has_process == (attempt is not None and attempt.alive), "who is alive?"
+        assert life.incarnation <= tenant.launches
+        assert life.restarts <= life.incarnation
+        if life.state in WAITING:
+            assert attempt is None, "it waits, and something is on its way"
+            assert life.deadline is not None or not gate_open(life, self.situation), "forgotten"
+        else:
+            assert attempt is not None, "it waits for the outcome of nothing"
+        if self.situation.stop is not None:
+            assert life.state not in WAITING, "a stop retires who never started"
+        if life.state is WorkerState.STOPPING:
+            assert life.deadline is not None or tenant.given_up, "its end has no bound"
+
+    # The end.
+
+    def settle(self) -> None:
+        """Let processes end that will, then time pass, until nobody is left or nothing moves."""
+        for _ in range(100):
+            for tenant in list(self.tenants.values()):
+                if tenant.attempt is not None and tenant.attempt.doomed:
+                    self.exit(tenant, ExitKind.TERMINATED)
+            first = self.deadlines.first()
+            if first is None:
+                return
+            self.now = max(self.now, first)
+            self.handle_deadlines()
+            self.check()
+        pytest.fail("the end has no end")
+
+    def check_over(self) -> None:
+        assert not self.tenants, "left after a stop"
+        assert sorted(self.free) == list(range(SLOTS))
+        assert self.deadlines.first() is None
+        for tenant in self.everybody:
+            assert tenant.life.state is STOPPED
+            assert tenant.freed == 1, "a slot is freed once"
+            assert tenant.waiter_ended, "somebody still waits"
+
+
+def play(seed: int) -> History:
+    history = History(Random(seed))
+    try:
+        for _ in range(STEPS):
+            history.step()
+            history.check()
+
+        history.stop(ShutdownMode.FAST)
+        history.settle()
+        if not any(tenant.given_up for tenant in history.tenants.values()):
+            history.check_over()
+
+        history.stop(ShutdownMode.IMMEDIATE)
+        history.settle()
+        history.check_over()
+    except BaseException as error:
+        error.add_note("\n".join((f"seed {seed}; the last steps were:", *history.log)))
+        raise
+    return history
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS), ids=lambda chunk: f"seeds from {chunk * CHUNK}")
+def test_every_history_keeps_the_invariants_and_comes_to_its_end(chunk: int) -> None:
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        play(seed)
+
+
+def test_the_histories_see_everything_that_can_happen() -> None:
+    """Guard the generator: histories in which nothing happens would prove nothing."""
+    played = [play(seed) for seed in range(300)]
+    tenants = [tenant for history in played for tenant in history.everybody]
+
+    assert len(tenants) > 1_000
+    assert max(history.generations[0] for history in played) > 3, "slots are used again"
+    assert max(tenant.life.incarnation for tenant in tenants) > 3
+    assert max(tenant.life.restarts for tenant in tenants) > 1
+    assert any(tenant.given_up for tenant in tenants), "some cannot be killed"
+    reasons = " ".join(tenant.life.reason for tenant in tenants)
+    for word in (
+        "terminated before it started",
+        "killed before it started",
+        "stop_timeout",
+        "never came up",
+        "could not be launched",
+        "the supervisor is stopping",
+        "clean exit",
+        "SIGKILL does not end it",
+    ):
+        assert word in reasons, f"no history in which: {word}"
+
+
+def test_a_seed_tells_the_same_history_again() -> None:
+    assert [t.life for t in play(7).everybody] == [t.life for t in play(7).everybody]
