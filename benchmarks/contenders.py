@@ -15,6 +15,7 @@ import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Protocol
 
 from aiobgw import Restart, Supervisor, WorkerSpec
@@ -154,6 +155,14 @@ def best_case() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+        _stop_helpers()
+
+
+def _stop_helpers() -> None:
+    """End multiprocessing's servers, and wait: else they outlive this process by a moment."""
+    helpers: tuple[Any, ...] = (forkserver._forkserver, resource_tracker._resource_tracker)
+    for helper in helpers:
+        helper._stop()
 
 
 CONTENDERS = (

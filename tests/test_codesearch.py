@@ -39,7 +39,7 @@ BOUND = 20.0
 ODD = ['"', "*", "NEAR(", "", " ", "\0", "a\0b", "🐍", "λ", '") OR ("', "a AND", "-", "^x", "{a}:b"]
 ODD += ["%", "'; DROP TABLE files; --", "x" * 500, "a " * 50, "\ud800", "<b>&", "+=", "é", "_", "0"]
 
-Client = TestClient[Request, Application]
+Client = TestClient[Request, Application | None]
 
 
 def make_tree(root: Path, files: int = 12, lines: int = 30) -> Path:
@@ -315,8 +315,10 @@ async def test_a_kept_database_is_brought_up_to_date(options: Options) -> None:
 
 @asynccontextmanager
 async def serving(options: Options) -> AsyncIterator[Client]:
-    async with TestServer(service.make_app(options)) as server, TestClient(server) as client:
-        yield client
+    async with TestServer(service.make_app(options)) as server:
+        client: Client = TestClient(server)
+        async with client:
+            yield client
 
 
 async def get_json(client: Client, path: str) -> dict[str, object]:
@@ -414,77 +416,94 @@ async def test_the_status_shows_a_killed_worker(options: Options) -> None:
 # The command line.
 
 
-def start(tmp_path: Path, *args: str) -> subprocess.Popen[str]:
-    """Run the example with a place of its own for temporary files."""
-    (tmp_path / "temporary").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "examples.codesearch", *args],
-        cwd=procs.ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+Start = Callable[..., subprocess.Popen[str]]
 
 
-def finish(process: subprocess.Popen[str], tmp_path: Path) -> tuple[int, str, str]:
-    """Return how it ended; nothing temporary may be left."""
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Run the example with a place of its own for temporary files, where it leaves none."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*args: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "examples.codesearch", *args],
+            cwd=procs.ROOT,
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:  # the test failed before its end
+            process.kill()
+            print(*process.communicate(), sep="\n")
+    assert list(temporary.iterdir()) == []
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for its end; return how it ended, and what it printed."""
     out, err = process.communicate(timeout=BOUND)
-    assert list((tmp_path / "temporary").iterdir()) == []
     return process.returncode, out, err
 
 
-def test_once(tmp_path: Path) -> None:
+def test_once(tmp_path: Path, start: Start) -> None:
     root = make_tree(tmp_path / "tree")
     args = ("--once", "--root", str(root), "--workers", "2", "--query", "function_3_1(")
-    code, out, err = finish(start(tmp_path, *args), tmp_path)
+    code, out, err = finish(start(*args))
     assert (code, err) == (0, "")
     assert f"{len(expected(root))} files, {count_lines(root)} lines, " in out
     assert "2 shards, 3 workers used, 2 indexing at once, 0 restarts" in out
     assert "  package0/module3.py:2: def function_3_1(): return 1" in out
 
 
-def test_once_says_what_failed(tmp_path: Path) -> None:
+def test_once_says_what_failed(tmp_path: Path, start: Start) -> None:
     root = make_tree(tmp_path / "tree", files=1)
     (tmp_path / "no.db").write_text("this is not a database, and long enough to be sure" * 100)
     args = ("--once", "--root", str(root), "--db", str(tmp_path / "no.db"))
-    code, out, err = finish(start(tmp_path, *args), tmp_path)
+    code, out, err = finish(start(*args))
     assert (code, out) == (1, "")
     assert err == "codesearch: failed: file is not a database\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_once_ends_in_order_when_signalled(
-    tmp_path: Path, options: Options, number: signal.Signals
+    options: Options, start: Start, number: signal.Signals
 ) -> None:
     store.create(options.db)
     with write_lock(options.db):
-        process = start(tmp_path, "--once", "--root", options.root, "--db", options.db)
+        process = start("--once", "--root", options.root, "--db", options.db)
 
         def plans() -> bool:
+            assert process.poll() is None
             return any("worker plan" in procs.title(pid) for pid in procs.descendants(process.pid))
 
         await until(plans)
         process.send_signal(number)
-        code, out, err = await asyncio.to_thread(finish, process, tmp_path)
+        code, out, err = await asyncio.to_thread(finish, process)
     assert (code, out, err) == (128 + number, "", "")
 
 
-def test_serving_until_interrupted(tmp_path: Path) -> None:
+def test_serving_until_interrupted(tmp_path: Path, start: Start) -> None:
     root = make_tree(tmp_path / "tree")
-    process = start(tmp_path, "--port", "0", "--root", str(root))
+    process = start("--port", "0", "--root", str(root))
     assert process.stdout is not None
     assert process.stdout.readline() == f"indexing {root}\n"
     address = process.stdout.readline().split()[1]
     with urllib.request.urlopen(address + "api/status", timeout=BOUND) as answer:
         assert json.load(answer)["supervisor"]["pid"] == process.pid
 
-    second = start(tmp_path, "--port", address.rpartition(":")[2].strip("/"), "--root", str(root))
-    _, err = second.communicate(timeout=BOUND)
-    assert second.returncode == 1 and "address already in use" in err and err.count("\n") == 1
+    second = start("--port", address.rpartition(":")[2].strip("/"), "--root", str(root))
+    code, _, err = finish(second)
+    assert code == 1 and "address already in use" in err and err.count("\n") == 1
 
     process.send_signal(signal.SIGINT)
-    assert finish(process, tmp_path) == (0, "", "")
+    assert finish(process) == (0, "", "")
 
 
 @pytest.mark.parametrize(

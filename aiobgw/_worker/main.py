@@ -78,24 +78,36 @@ def _run(
 ) -> tuple[int, str]:
     """Import the target and call it; return the exit code and the error as text."""
     try:
-        handlers.open_all()
-        _delay()
-        if fields["main"] is not None:
-            target.load_main(fields["main"])
-        function = target.find(fields["target"])
-        args, kwargs = loads(payload) if payload else ((), {})
-        is_async = target.is_async(function)
+        try:
+            handlers.open_all()
+            _delay()
+            function, args, kwargs = _prepare(fields, payload)
+            is_async = target.is_async(function)
 
-        def begin() -> Any:
-            _inject("before_started")
-            _say_started(channel, is_async)
-            return function(*args, **kwargs)
+            def begin() -> Any:
+                _inject("before_started")
+                # Race: what the handler raised may have been lost, in an import for example.
+                if worker.stop_requested:
+                    raise Terminated
+                _say_started(channel, is_async)
+                return function(*args, **kwargs)
 
-        _call(worker, begin, is_async, fields["loop"], prepared)
-        _join_threads()
+            _call(worker, begin, is_async, fields["loop"], prepared)
+            _join_threads()
+        finally:
+            handlers.shut()
     except BaseException as error:
         return _meaning(error, worker)
     return 0, ""
+
+
+def _prepare(fields: dict[str, Any], payload: bytes) -> tuple[Callable[..., Any], Any, Any]:
+    """Import what the target needs, in this order: pickles may name the script's classes."""
+    if fields["main"] is not None:
+        target.load_main(fields["main"])
+    function = target.find(fields["target"])
+    args, kwargs = loads(payload) if payload else ((), {})
+    return function, args, kwargs
 
 
 def _call(
@@ -159,7 +171,7 @@ def _join_threads() -> None:
 
 def _end(code: int, text: str, handlers: Handlers, channel: Channel) -> NoReturn:
     """Leave without finalising the interpreter, but not without what users rely on."""
-    handlers.shut()
+    handlers.shut()  # again: the first time may have been interrupted
     atexit = sys.modules.get("atexit")
     try:
         if atexit is not None:

@@ -58,6 +58,9 @@ def run_async(
     prepared: asyncio.AbstractEventLoop | None,
 ) -> None:
     """Run a target in an event loop; *begin* calls it and returns its coroutine."""
+    # Race: what the plain handler raises inside a loop that is being made, or not yet run,
+    # is lost or leaves a mess.  From here until the loop's own handler stands, SIGTERM waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     import asyncio
 
     factory = (lambda: prepared) if prepared is not None else loop_factory(kind)
@@ -92,15 +95,10 @@ async def _main(worker: CurrentWorker, begin: Callable[[], Any]) -> None:
             cancelled = True
             task.cancel()
 
-    # Race: a SIGTERM between the plain handler and this one waits in the mask.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     loop.add_signal_handler(signal.SIGTERM, on_term)
     loop.add_signal_handler(signal.SIGUSR1, worker.wake)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     try:
-        # Race: the plain handler may have run, and what it raised been lost in a callback.
-        if worker.stop_requested:
-            raise asyncio.CancelledError
         await begin()
     finally:
         # The loop gives its handlers back, which leaves SIGTERM deadly: it is over anyway.

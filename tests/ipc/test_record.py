@@ -125,6 +125,19 @@ def test_garbage_is_no_status_and_raises_nothing_else(garbage: bytes) -> None:
         pass
 
 
+def test_a_status_with_any_one_byte_changed_is_another_one_or_none() -> None:
+    body = pack_status(STATUS)
+    outcomes = set()
+    for at in range(len(body)):
+        for value in range(256):
+            try:
+                unpack_status(0, body[:at] + bytes([value]) + body[at + 1 :])
+                outcomes.add("another one")
+            except ValueError as error:
+                outcomes.add(str(error).split()[0])
+    assert outcomes == {"another one", "state", "texts"}
+
+
 @given(st.data())
 def test_a_damaged_status_is_another_one_or_none_and_raises_nothing_else(
     data: st.DataObject,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,9 @@ async def test_terminate_escalates_to_sigkill_after_stop_timeout(
 
 async def has_content(path: Path) -> None:
     """Wait until a command has written something; files cannot be awaited."""
+    give_up = time.monotonic() + 10
     while not path.exists() or not path.stat().st_size:  # noqa: ASYNC240
+        assert time.monotonic() < give_up
         await asyncio.sleep(0.005)
 
 
@@ -146,11 +149,9 @@ async def test_what_ends_on_request_and_in_time_is_terminated_whatever_its_code(
     supervisor: aiobgw.Supervisor, tmp_path: Path
 ) -> None:
     out = tmp_path / "up"
-    for script in (
-        "echo >> {out}; exec sleep 100",
-        "trap 'exit 9' TERM; echo >> {out}; sleep 100 & wait",
-    ):
-        script = script.format(out=out)
+    obedient = f"echo >> {out}; exec sleep 100"
+    original = f"trap 'exit 9' TERM; echo >> {out}; sleep 100 & wait"
+    for script in (obedient, original):
         handle = await started(supervisor, target=None, command=["/bin/sh", "-c", script])
         await has_content(out)
         out.unlink()
@@ -413,8 +414,6 @@ async def test_five_hundred_starts_never_hold_the_loop_for_long(
 
 
 def _cpu() -> float:
-    import time
-
     return time.thread_time()
 
 
