@@ -162,3 +162,6 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), ())

@@ -7,7 +7,6 @@ for the flags, the classes and their order; OTP's child spec and systemd for res
 from __future__ import annotations
 
 import enum
-import math
 import os
 import re
 import sys
@@ -116,8 +115,10 @@ class WorkerSpec:
     main: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._default("restart", self.restart or _default_restart(self.flags))
-        self._default("type", self.type or self.name)
+        if self.restart is None:
+            self._default("restart", _default_restart(self.flags))
+        if self.type == "":
+            self._default("type", self.name)
         for check in _CHECKS:
             check(self)
 
@@ -139,7 +140,7 @@ class WorkerSpec:
 
 
 def _default_restart(flags: Flags) -> Restart:
-    parallel = int(flags) & Flags.CLASS_PARALLEL
+    parallel = isinstance(flags, int) and flags & Flags.CLASS_PARALLEL
     return Restart.NEVER if parallel else Restart.ON_FAILURE
 
 
@@ -158,7 +159,7 @@ def _check_flags(spec: WorkerSpec) -> None:
 def _check_times(spec: WorkerSpec) -> None:
     for name in ("restart_delay", "stop_timeout"):
         value = getattr(spec, name)
-        good = isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= DAY
+        good = isinstance(value, (int, float)) and 0 <= value <= DAY  # NaN is neither
         if not good or isinstance(value, bool):
             raise InvalidSpec.of(spec.name, name, value, "must be 0 to 86400 seconds")
 
@@ -204,12 +205,23 @@ def _check_what_runs(spec: WorkerSpec) -> None:
 
 def _check_command(spec: WorkerSpec, command: Sequence[str]) -> None:
     good = isinstance(command, Sequence) and not isinstance(command, (str, bytes)) and command
-    if not good or not all(isinstance(word, str) and "\0" not in word for word in command):
+    if not good or not all(_is_word(word) for word in command) or not command[0]:
         allowed = "must be a list of words: the program, then its arguments"
         raise InvalidSpec.of(spec.name, "command", command, allowed)
     if spec.args or spec.kwargs or spec.latches:
         given = [name for name in ("args", "kwargs", "latches") if getattr(spec, name)]
         raise InvalidSpec.of(spec.name, "command", given, "takes its arguments as words")
+
+
+def _is_word(word: object) -> bool:
+    """Tell whether something can be an argument of a program."""
+    if not isinstance(word, str) or "\0" in word:
+        return False
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_values(spec: WorkerSpec) -> None:
@@ -222,9 +234,8 @@ def _check_values(spec: WorkerSpec) -> None:
 
 
 def _check_unknown_flags(spec: WorkerSpec) -> None:
-    unknown = int(spec.flags) & ~(
-        Flags.SHMEM_ACCESS | Flags.DATABASE_CONNECTION | Flags.CLASS_PARALLEL
-    )
+    known = Flags.SHMEM_ACCESS | Flags.DATABASE_CONNECTION | Flags.CLASS_PARALLEL
+    unknown = int(spec.flags) & ~int(known)  # as a flag, ~ would know only the named bits
     if unknown:
         raise InvalidSpec.of(spec.name, "flags", hex(unknown), "must be made of aiobgw.Flags")
 
@@ -237,10 +248,21 @@ def _check_extra(spec: WorkerSpec) -> None:
 def _check_arguments(spec: WorkerSpec) -> None:
     if not isinstance(spec.kwargs, Mapping) or not all(isinstance(k, str) for k in spec.kwargs):
         raise InvalidSpec.of(spec.name, "kwargs", spec.kwargs, "must be a mapping of names")
-    if len(spec.latches) > LATCHES or not all(isinstance(name, str) for name in spec.latches):
+    if not isinstance(spec.args, (tuple, list)):
+        raise InvalidSpec.of(spec.name, "args", spec.args, "must be a tuple")
+    if not _are_latches(spec.latches):
         raise InvalidSpec.of(
-            spec.name, "latches", list(spec.latches), f"must be up to {LATCHES} by name"
+            spec.name, "latches", spec.latches, f"must be up to {LATCHES} latches by name"
         )
+
+
+def _are_latches(latches: object) -> bool:
+    return (
+        isinstance(latches, Mapping)
+        and len(latches) <= LATCHES
+        and all(isinstance(name, str) for name in latches)
+        and all(callable(getattr(latch, "fileno", None)) for latch in latches.values())
+    )
 
 
 def _check_target(spec: WorkerSpec) -> None:
@@ -302,7 +324,8 @@ def main_module(worker: str) -> str:
 def _check_user(spec: WorkerSpec) -> None:
     if spec.user is None:
         return
-    if not isinstance(spec.user, (str, int)) or isinstance(spec.user, bool):
+    number = isinstance(spec.user, int) and not isinstance(spec.user, bool) and spec.user >= 0
+    if not number and not isinstance(spec.user, str):
         raise InvalidSpec.of(spec.name, "user", spec.user, "must be a user's name or number")
     if spec.flags & Flags.SHMEM_ACCESS:
         # The board and the latches are shared among processes of one user only.

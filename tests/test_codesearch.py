@@ -39,7 +39,7 @@ BOUND = 20.0
 ODD = ['"', "*", "NEAR(", "", " ", "\0", "a\0b", "🐍", "λ", '") OR ("', "a AND", "-", "^x", "{a}:b"]
 ODD += ["%", "'; DROP TABLE files; --", "x" * 500, "a " * 50, "\ud800", "<b>&", "+=", "é", "_", "0"]
 
-Client = TestClient[Request, Application | None]
+Client = TestClient[Request, None]
 
 
 def make_tree(root: Path, files: int = 12, lines: int = 30) -> Path:
@@ -314,8 +314,8 @@ async def test_a_kept_database_is_brought_up_to_date(options: Options) -> None:
 
 
 @asynccontextmanager
-async def serving(options: Options) -> AsyncIterator[Client]:
-    async with TestServer(service.make_app(options)) as server:
+async def serving(app: Application) -> AsyncIterator[Client]:
+    async with TestServer(app) as server:
         client: Client = TestClient(server)
         async with client:
             yield client
@@ -343,7 +343,7 @@ async def complete(client: Client) -> dict[str, object]:
 async def test_the_service_finds_and_shows(options: Options) -> None:
     hostile = "x = '<script>alert(1)</script> & \"' # <img src=x>\n"
     (Path(options.root) / "hostile<b>.py").write_text("\n" + hostile)
-    async with serving(options) as client:
+    async with serving(service.make_app(options)) as client:
         status = await complete(client)
         assert status["complete"] is True
         found = await get_json(client, "/api/search?q=" + quote("DEF function_7_3("))
@@ -368,7 +368,7 @@ async def test_the_service_finds_and_shows(options: Options) -> None:
 
 
 async def test_odd_queries_are_answered(options: Options) -> None:
-    async with serving(options) as client:
+    async with serving(service.make_app(options)) as client:
         await complete(client)
         for query in ODD:
             raw = quote(query, errors="surrogatepass")
@@ -390,7 +390,7 @@ async def test_odd_queries_are_answered(options: Options) -> None:
 async def test_the_service_answers_before_the_index_is_complete(options: Options) -> None:
     store.create(options.db)
     with write_lock(options.db):
-        async with serving(options) as client:
+        async with serving(service.make_app(options)) as client:
             found = await get_json(client, "/api/search?q=def")
             assert (found["complete"], found["hits"]) == (False, [])
             async with client.get("/?q=def") as answer:
@@ -399,10 +399,10 @@ async def test_the_service_answers_before_the_index_is_complete(options: Options
 
 
 async def test_the_status_shows_a_killed_worker(options: Options) -> None:
-    async with serving(options) as client:
+    app = service.make_app(options)
+    async with serving(app) as client:
         await complete(client)
-        supervisor = client.app[service.CREW].supervisor
-        watch = supervisor.get("watch")
+        watch = app[service.CREW].supervisor.get("watch")
         assert watch is not None
         await kill(watch)
         await until(

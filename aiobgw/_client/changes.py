@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+
+log = logging.getLogger("aiobgw")
 
 
 class Changes:
@@ -40,4 +43,7 @@ class Changes:
             if not waiter.done() and not waiter.get_loop().is_closed():
                 waiter.set_result(None)
         for callback in list(self._callbacks):
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("an observer failed")  # the others must be told all the same

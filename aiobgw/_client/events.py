@@ -23,11 +23,14 @@ class EventStream:
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
         self._lost = 0
-        self._ended = False
+        self._closed = self._ended = False
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, event: Event) -> None:
-        """Take an event; never waits, never raises."""
+        """Take an event; never waits, never raises.  Nothing comes after Closed."""
+        if self._closed:
+            return
+        self._closed = isinstance(event, Closed)
         if len(self._events) >= LIMIT and not isinstance(event, Closed):
             self._lost += 1
             return

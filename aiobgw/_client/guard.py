@@ -19,6 +19,7 @@ class Guard:
         self._failure = failure
         self._task: asyncio.Task[object] | None = None
         self._fired = False
+        self._soon: asyncio.Handle | None = None
         self._cancelling = 0
 
     async def __aenter__(self) -> Guard:
@@ -34,8 +35,16 @@ class Guard:
         return self
 
     def _look(self) -> None:
-        if not self._fired and self._task is not None and self._failure() is not None:
-            self._fired = True
+        if self._fired or self._task is None or self._failure() is None:
+            return
+        self._fired = True
+        # Race: told from within the body itself, which may end without another await; then
+        # a cancellation could not be taken back, and would hit whatever comes after.
+        self._soon = self._task.get_loop().call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        self._soon = None
+        if self._task is not None:
             self._task.cancel()
 
     async def __aexit__(
@@ -49,8 +58,16 @@ class Guard:
             return
 
         # Somebody else's cancellation, if there is one, goes first (asyncio.timeout's rule).
-        others = self._task.uncancel() > self._cancelling
+        others = self._take_back() > self._cancelling
         failure = self._failure()
         ours = kind is None or issubclass(kind, asyncio.CancelledError)
         if ours and not others and failure is not None:
             raise failure from error
+
+    def _take_back(self) -> int:
+        """Undo our cancellation, sent or not; return how many there are besides it."""
+        assert self._task is not None
+        if self._soon is not None:
+            self._soon.cancel()
+            return self._task.cancelling()
+        return self._task.uncancel()

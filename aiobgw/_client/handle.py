@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Generator
 from typing import Protocol, TypeVar, final
 
-from ..errors import NeverStarted, WorkerFailed
+from ..errors import NeverStarted, SupervisorDied, WorkerFailed
 from ..spec import TOKEN_PREFIX
 from ..status import ExitStatus, WorkerState, WorkerStatus
 from .changes import Changes
@@ -172,12 +172,15 @@ class WorkerHandle:
         """Return an ``async with`` block that is cancelled when this worker has failed.
 
         That is when it is over for good, and neither cleanly nor on request; then
-        WorkerFailed or NeverStarted is raised.
+        WorkerFailed or NeverStarted is raised, or SupervisorDied.
         """
         return Guard(self._port.changes, self._failure)
 
     def _failure(self) -> Exception | None:
-        status = self.status()
+        try:
+            status = self.status()
+        except SupervisorDied as error:
+            return error
         if status.state is not WorkerState.STOPPED:
             return None
         if status.exit is None:

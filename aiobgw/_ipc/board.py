@@ -3,15 +3,17 @@
 Layout, in native byte order (readers run on the same machine):
 
     header   magic, layout number, header size, record size, slots, epoch, cycle, pid
-    record   sequence | checksum | length | body (at most ``BODY_BYTES``), one per slot
+    record   sequence | checksum and length | body (at most ``BODY_BYTES``), one per slot
 
 Ownership: one memfd, mode 0600, sealed SHRINK, GROW and SEAL, and FUTURE_WRITE once the
 supervisor has mapped it: nobody else can resize it, unseal it or map it writable.  The truth
 is in the supervisor's private memory; nothing is ever read back from here.
 
-Ordering: the writer makes the sequence odd, writes, and makes it even.  Python has no fence,
-so that order is a hint; the guarantee is the checksum, over sequence, length and body.  A
-reader copies a record once, checks the copy and uses only the copy.
+Ordering: the writer makes the sequence odd, writes, and makes it even, each time by one
+aligned store of eight bytes (``struct.pack_into`` clears its target first: readers saw a
+sequence of 0).  Python has no fence, so that order is a hint; the guarantee is the checksum,
+over sequence, length and body.  A reader copies a record once, checks the copy and uses only
+the copy.
 
 Race: a writer that is killed in mid-write leaves the sequence odd for ever.  Readers give up
 after a bound and raise TornRecord; it is for them to look whether the supervisor lives.  A
@@ -34,7 +36,7 @@ BODY_BYTES = 2_032
 
 _HEADER = Struct("=8sIIIIQQi")
 _HEADER_BYTES = 64
-_PREFIX = Struct("=QII")
+_PREFIX = Struct("=QQ")
 _RECORD_BYTES = _PREFIX.size + BODY_BYTES
 _SEQUENCE = Struct("=Q")
 _CYCLE_AT = 32
@@ -58,7 +60,7 @@ class TornRecord(Exception):
 class BoardWriter:
     """The supervisor's side: the one and only writer."""
 
-    __slots__ = ("_memory", "_sequences", "fd", "slots")
+    __slots__ = ("_memory", "_sequences", "_words", "fd", "slots")
 
     def __init__(self, slots: int, epoch: int) -> None:
         size = _HEADER_BYTES + slots * _RECORD_BYTES
@@ -77,6 +79,7 @@ class BoardWriter:
         self._sequences = [0] * slots
         head = (MAGIC, LAYOUT, _HEADER_BYTES, _RECORD_BYTES, slots, epoch, 0, os.getpid())
         _HEADER.pack_into(self._memory, 0, *head)
+        self._words = memoryview(self._memory).cast("Q")
 
     def write(self, slot: int, body: bytes) -> None:
         """Publish *body* as the record of *slot*."""
@@ -85,18 +88,20 @@ class BoardWriter:
 
         at = _HEADER_BYTES + slot * _RECORD_BYTES
         sequence = self._sequences[slot]
-        _SEQUENCE.pack_into(self._memory, at, sequence + 1)
+        word = at // 8
+        self._words[word] = sequence + 1
         start = at + _PREFIX.size
         self._memory[start : start + len(body)] = body
         sequence = self._sequences[slot] = sequence + 2
-        check = _checksum(sequence, body)
-        _PREFIX.pack_into(self._memory, at, sequence, check, len(body))
+        self._words[word + 1] = _checksum(sequence, body) | len(body) << 32
+        self._words[word] = sequence
 
     def set_cycle(self, cycle: int) -> None:
         """Publish how many crash cycles there were."""
-        _SEQUENCE.pack_into(self._memory, _CYCLE_AT, cycle)
+        self._words[_CYCLE_AT // 8] = cycle
 
     def close(self) -> None:
+        self._words.release()
         self._memory.close()
         os.close(self.fd)
 
@@ -148,20 +153,21 @@ class BoardReader:
         """Copy a record once; None if the copy is not whole."""
         at = _HEADER_BYTES + slot * _RECORD_BYTES
         copy = self._memory[at : at + _RECORD_BYTES]
-        sequence, check, length = _PREFIX.unpack_from(copy)
+        sequence, check = _PREFIX.unpack_from(copy)
         if sequence == 0:
             return b""
 
+        length = check >> 32
         body = copy[_PREFIX.size : _PREFIX.size + length]
         whole = sequence % 2 == 0 and length <= BODY_BYTES
-        return body if whole and _checksum(sequence, body) == check else None
+        return body if whole and _checksum(sequence, body) == check & 0xFFFFFFFF else None
 
     def close(self) -> None:
         self._memory.close()
 
 
 def _checksum(sequence: int, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(_PREFIX.pack(sequence, 0, len(body))))
+    return zlib.crc32(body, zlib.crc32(_PREFIX.pack(sequence, len(body))))
 
 
 def _memfd() -> int:

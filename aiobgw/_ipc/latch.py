@@ -18,6 +18,7 @@ shared among processes of one user only, and the supervisor never writes one tha
 
 from __future__ import annotations
 
+import math
 import os
 import select
 
@@ -72,7 +73,7 @@ class Latch:
         """Wait in plain code; return whether the latch is set, after *timeout* seconds at most."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0, round(timeout * 1000))))
+        return bool(poll.poll(None if timeout is None else max(0, math.ceil(timeout * 1000))))
 
     async def wait(self) -> None:
         """Return when the latch is set.

@@ -35,7 +35,7 @@ def pack_arguments(spec: WorkerSpec, limit: int) -> bytes:
     Raises PayloadTooLarge with both numbers, InvalidSpec if they cannot be pickled.
     """
     if spec.command is not None:
-        payload = "\0".join(spec.command).encode("utf-8", "surrogateescape")
+        payload = os.fsencode("\0".join(spec.command))
     elif spec.args or spec.kwargs:
         payload = _pickled(spec)
     else:
@@ -54,10 +54,6 @@ def _pickled(spec: WorkerSpec) -> bytes:
 
 def spec_fields(spec: WorkerSpec, payload: bytes) -> dict[str, Any]:
     """Return what a worker needs of its spec, as values that marshal can write."""
-    main = spec.main
-    if main is None and b"__main__" in payload and spec.command is None:
-        # An argument of a class of the main script: the worker must load that script, too.
-        main = main_module(spec.name)
     return {
         "name": spec.name,
         "target": spec.target,
@@ -72,8 +68,18 @@ def spec_fields(spec: WorkerSpec, payload: bytes) -> dict[str, Any]:
         "unique": bool(spec.unique),
         "loop": spec.loop,
         "user": spec.user,
-        "main": main,
+        "main": spec.main or _main_of_arguments(spec, payload),
     }
+
+
+def _main_of_arguments(spec: WorkerSpec, payload: bytes) -> str | None:
+    """Name the main script, if arguments may be of its classes: the worker must load it."""
+    if spec.command is not None or b"__main__" not in payload:
+        return None
+    try:
+        return main_module(spec.name)
+    except InvalidSpec:
+        return None  # perhaps it is only text; if not, the worker will say so
 
 
 def spec_of_fields(fields: dict[str, Any]) -> WorkerSpec:

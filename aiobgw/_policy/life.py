@@ -44,9 +44,9 @@ class Life:
     """Where a worker is, what was asked of it, and when it is due.
 
     ``incarnation`` counts launches; a launch that reached no process is made again under
-    the same number.  ``begun`` says that some incarnation started.  ``failures`` counts
-    launches of this incarnation that reached no process.  ``overdue``: SIGKILL was sent
-    because it did not end in time.
+    the same number.  ``begun`` says that some incarnation started.  ``lost`` counts
+    its launches that reached no process, ``failures`` those whose fork
+    failed.  ``overdue``: SIGKILL was sent because it did not end in time.
     """
 
     rule: Rule
@@ -60,6 +60,7 @@ class Life:
     restart: bool = False
     overdue: bool = False
     signals: tuple[int, ...] = ()
+    lost: int = 0
     failures: int = 0
     deadline: float | None = None
     due: Due | None = None

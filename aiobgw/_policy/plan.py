@@ -49,6 +49,7 @@ KILL_TIMEOUT = 5.0
 (PostgreSQL's SIGKILL_CHILDREN_AFTER_SECS)."""
 
 PENDING_SIGNALS = 16
+STOPPING = "the supervisor is stopping"
 
 Plan = tuple[Life, tuple[Action, ...]]
 
@@ -58,7 +59,7 @@ _UP = (WorkerState.STARTING, WorkerState.RUNNING)
 
 def plan(life: Life, happening: Happening, situation: Situation, now: float) -> Plan:
     """Decide what follows from *happening*; ``now`` is on the monotonic clock."""
-    if life.state is WorkerState.STOPPED:
+    if life.state is WorkerState.STOPPED or not _is_possible(life, happening):
         return life, ()
 
     match happening:
@@ -92,27 +93,42 @@ def plan(life: Life, happening: Happening, situation: Situation, now: float) -> 
             assert_never(unknown)
 
 
+def _is_possible(life: Life, happening: Happening) -> bool:
+    """Tell whether a process could have done this, as things are; a late one could not."""
+    match happening:
+        case Hello() | LaunchLost() | LaunchFailed() | Withdrawn():
+            pending = life.state in (WorkerState.STARTING, WorkerState.STOPPING)
+            return pending and (not life.has_process or isinstance(happening, LaunchLost))
+        case HasStarted() | HasExited():
+            return life.has_process
+        case _:
+            return True
+
+
 # Starting.
 
 
-def _consider(life: Life, situation: Situation) -> Plan:
+def _consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
+    """Launch it if its gate is open; what follows a back-off by rule counts as a restart."""
     if life.state not in _WAITING or life.due is not None:
         return life, ()
     if not gate_open(life, situation):
         return replace(life, reason=gate_reason(life.rule.start_when)), ()
-    return _launch(life)
+    by_rule = life.state is WorkerState.BACKOFF and not life.failures and not asked
+    return _launch(replace(life, restarts=life.restarts + by_rule))
 
 
 def _launch(life: Life) -> Plan:
     """Begin the next incarnation; a launch that reached no process keeps its number."""
+    again = bool(life.failures or life.lost)
     started = replace(
         life,
         state=WorkerState.STARTING,
-        incarnation=life.incarnation + (0 if life.failures else 1),
+        incarnation=life.incarnation + (0 if again else 1),
         has_process=False,
         restart=False,
         overdue=False,
-        signals=(),
+        signals=life.signals if again else (),
         deadline=None,
         due=None,
         reason="",
@@ -134,14 +150,14 @@ def _said_hello(life: Life, situation: Situation) -> Plan:
 def _started(life: Life) -> Plan:
     up = life.state is WorkerState.STARTING
     state = WorkerState.RUNNING if up else life.state
-    return replace(life, state=state, begun=True, failures=0), ()
+    return replace(life, state=state, begun=True, failures=0, lost=0), ()
 
 
 def _launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan:
-    life = replace(life, has_process=False, failures=life.failures + 1)
+    life = replace(life, has_process=False, lost=life.lost + 1)
     if life.terminate or situation.stop is not None:
-        return _retire(life, life.reason or "the supervisor is stopping")
-    if life.failures < LAUNCH_ATTEMPTS:
+        return _retire(life, life.reason or STOPPING)
+    if life.lost < LAUNCH_ATTEMPTS:
         return _launch(life)
 
     recorded = RecordUnknown(f"{LAUNCH_ATTEMPTS} launches reached no process: {why}")
@@ -153,7 +169,7 @@ def _launch_failed(life: Life, why: str, situation: Situation, now: float) -> Pl
     """A failed fork has a back-off of its own, and ends what is never restarted."""
     life = replace(life, has_process=False, failures=life.failures + 1)
     if life.terminate or situation.stop is not None:
-        return _retire(life, life.reason or "the supervisor is stopping")
+        return _retire(life, life.reason or STOPPING)
     if life.rule.restart is Restart.NEVER:
         return _retire(life, f"could not be launched: {why}")
 
@@ -168,14 +184,21 @@ def _launch_failed(life: Life, why: str, situation: Situation, now: float) -> Pl
 
 def _exited(life: Life, kind: ExitKind, situation: Situation, now: float) -> Plan:
     over = replace(
-        life, has_process=False, failures=0, signals=(), deadline=None, due=None, overdue=False
+        life,
+        has_process=False,
+        lost=0,
+        failures=0,
+        signals=(),
+        deadline=None,
+        due=None,
+        overdue=False,
     )
     match after_exit(life, kind, stopping=situation.stop is not None):
         case Verdict.RETIRE:
             return _retire(over, life.reason or f"{kind.value} exit")
         case Verdict.AGAIN_NOW:
             waiting = replace(over, state=WorkerState.BACKOFF, restart=False)
-            return _consider(waiting, situation)
+            return _consider(waiting, situation, asked=True)
         case Verdict.AGAIN_AFTER_DELAY:
             at = now + life.rule.restart_delay
             reason = f"{kind.value} exit; waits {life.rule.restart_delay:g} s"
@@ -218,6 +241,8 @@ def _stopping(life: Life, now: float) -> Plan:
 def _kill(life: Life, now: float) -> Plan:
     if life.state in _WAITING:
         return _terminate(life, "killed", now)
+    if life.kill:
+        return life, ()  # once: the deadline stands
 
     killed = replace(
         life,
@@ -238,7 +263,7 @@ def _restart(life: Life, situation: Situation, now: float) -> Plan:
     if situation.stop is not None:
         return life, ()
     if life.state in _WAITING:
-        return _consider(replace(life, deadline=None, due=None), situation)
+        return _consider(replace(life, deadline=None, due=None), situation, asked=True)
     if life.state in _UP and life.has_process:
         return _stopping(replace(life, restart=True, reason="restart was asked for"), now)
     return life, ()  # about to start afresh, or ending for good
@@ -253,9 +278,11 @@ def _signal(life: Life, signum: int) -> Plan:
 
 
 def _stop(life: Life, situation: Situation, now: float) -> Plan:
-    reason = "the supervisor is stopping"
+    reason = STOPPING
     if life.state in _WAITING:
         return _retire(life, reason)
+    if life.state is WorkerState.STOPPING and life.due is None:
+        return _unkillable(life, situation)  # it was given up on before
     if situation.stop is ShutdownMode.IMMEDIATE:
         return _stop_at_once(replace(life, terminate=True, reason=life.reason or reason), now)
     if situation.stop is ShutdownMode.FAST:
@@ -285,7 +312,7 @@ def _deadline(life: Life, situation: Situation, now: float) -> Plan:
         case Due.START:
             return _start_again(life, situation)
         case Due.KILL:
-            return _overdue(life, now)
+            return _overdue(life, situation, now)
         case Due.GIVE_UP:
             return _unkillable(life, situation)
         case None:
@@ -293,20 +320,18 @@ def _deadline(life: Life, situation: Situation, now: float) -> Plan:
 
 
 def _start_again(life: Life, situation: Situation) -> Plan:
-    by_rule = life.state is WorkerState.BACKOFF and not life.failures
-    waiting = replace(life, deadline=None, due=None)
-    following, actions = _consider(waiting, situation)
-    if actions and by_rule:
-        following = replace(following, restarts=life.restarts + 1)
-    return following, actions
+    return _consider(replace(life, deadline=None, due=None), situation)
 
 
-def _overdue(life: Life, now: float) -> Plan:
+def _overdue(life: Life, situation: Situation, now: float) -> Plan:
     if not life.has_process:
         life, retired = _retire(life, f"{life.reason}; its launch never came up")
         return life, (Drop(), *retired)
 
-    late = f"killed: it did not end within stop_timeout ({life.rule.stop_timeout:g} s)"
+    if situation.stop is ShutdownMode.IMMEDIATE:
+        late = f"killed: SIGQUIT did not end it within {KILL_TIMEOUT:g} s"
+    else:
+        late = f"killed: it did not end within stop_timeout ({life.rule.stop_timeout:g} s)"
     killed = replace(life, overdue=True, deadline=now + KILL_TIMEOUT, due=Due.GIVE_UP, reason=late)
     return killed, (Signal(SIGKILL, group=True),)
 

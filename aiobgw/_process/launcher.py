@@ -28,7 +28,11 @@ from .watcher import AT_REAP, ONCE, Watcher
 from .zygote import Boot
 
 FORKS_AT_ONCE = 8
-REFILL_DELAY = 0.002
+REFILL_DELAY = 0.005
+"""Long enough for a short worker to start and to end: a fork in between would take a processor
+from both (2 ms, and a round trip was a quarter slower).
+"""
+
 RETRY_DELAY = 0.1
 STATUS_TIMEOUT = 5.0
 LOG_INTERVAL = 60.0
@@ -295,15 +299,21 @@ class Launcher:
     def _on_exit(self, child: Child) -> None:
         """The process is over.  What it said comes first, its status may come later."""
         self._drain_all(child)
-        if not self._reports(child) and child.find_status() is not None:
+        if self._reports(child):
+            self._expect_status(child)
+        elif child.find_status() is not None:
             self._finish(child)
-            return
+        elif not exits.is_unreaped(child.pidfd):
+            # Race: reaped after the first look, so look again; or a kernel that keeps nothing.
+            child.find_status()
+            self._finish(child)
+        else:
+            self._expect_status(child)
 
+    def _expect_status(self, child: Child) -> None:
+        """Have it looked at when it is reaped, and give up after a while."""
         self.watcher.change(child.pidfd, AT_REAP)
-        gone = not exits.is_unreaped(child.pidfd)
-        if gone and not self._reports(child):
-            self._finish(child)  # reaped, and this kernel keeps no status
-        elif not self.watcher.has_timer(child.number):
+        if not self.watcher.has_timer(child.number):
             give_up = time.monotonic() + STATUS_TIMEOUT
             self.watcher.timer(child.number, give_up, partial(self._finish, child))
 

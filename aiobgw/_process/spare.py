@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import select
-import signal
+from _signal import SIG_DFL, SIGCHLD  # without the enums of ``signal``: see _worker/signals.py
+from _signal import signal as set_handler
 from importlib import import_module
 
 from .._inject import _inject
@@ -45,7 +46,7 @@ def resolve(name: str) -> Callable[..., Any]:
 def run(channel_fd: int, armed: int, flags: int) -> NoReturn:
     """Say hello, wait for the order, and carry it out."""
     _inject("after_fork")
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    set_handler(SIGCHLD, SIG_DFL)
     os.setsid()
     lifeline.arm(armed)
     if lifeline.is_cut(armed):

@@ -134,9 +134,8 @@ class Core:
         return worker
 
     def consider(self, worker: RegisteredWorker) -> None:
-        """Start it if its gate is open; until then say on the board why not."""
-        if self.loop is not None and self.effects is not None:
-            self.effects.publish(worker)
+        """Start it if its gate is open; either way its life changes, and is published."""
+        if self.loop is not None:
             self.loop.post(worker, happenings.Consider())
 
     # Parts.

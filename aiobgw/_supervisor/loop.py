@@ -54,6 +54,7 @@ class Loop:
         self._after_turn = after_turn
         self._deadlines = Deadlines()
         self._left: list[tuple[RegisteredWorker, Action]] = []
+        self._dirty: dict[RegisteredWorker, None] = {}
         self._requests: deque[tuple[RegisteredWorker, Happening]] = deque()
         self._turning = False
         self._host = asyncio.get_running_loop()
@@ -91,6 +92,7 @@ class Loop:
                 self._take_requests()
                 if not self._take_deadlines() and not self._launcher.pending:
                     break
+            self._flush()
             self._after_turn()
         finally:
             self._turning = False
@@ -154,13 +156,24 @@ class Loop:
             self._changed(worker, before.state, now)
 
     def _changed(self, worker: RegisteredWorker, before: WorkerState, now: float) -> None:
-        """Ordering: the slot is free and the board written before anybody is told."""
+        """Note a change.
+
+        Ordering: what it led to is done, the slot is free, and (at the end of the turn) the
+        board is written before anybody is told.
+        """
         if worker.life.state is not before:
             log.debug("worker %s: %s", worker.spec.name, worker.life.state.value)
         worker.plan_next_start(now)
-        self._effects.publish(worker)
         self._news.changed(worker, before)
-        worker.changes.tell()
+        self._dirty[worker] = None
+
+    def _flush(self) -> None:
+        """Write the records of all who changed in this turn, once each; then tell of them."""
+        dirty, self._dirty = self._dirty, {}
+        for worker in dirty:
+            self._effects.publish(worker)
+        for worker in dirty:
+            worker.changes.tell()
 
     # What processes did.
 

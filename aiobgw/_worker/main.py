@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _pickle import loads
+from _pickle import dumps, loads
 
 from .._inject import _inject
 from .._ipc import launch
@@ -22,22 +22,71 @@ if TYPE_CHECKING:
 
 
 def rehearse(kind: str) -> object:
-    """Do once what a worker does first, so that it is quick when it counts.
+    """Carry out an order that does nothing, all the way, so that the real one finds it done.
 
-    Returns the event loop that an async target will run in, for the kinds that have one.
+    Most of what a fresh process spends is page faults on what it touches first.  Signals stay
+    blocked.  Returns the runner of an async target, for the kinds that have one.
     """
+    runner = None if kind == "plain" else target.make_runner(kind)
+    order = launch.unpack_order(launch.pack_order(_REHEARSALS[kind != "plain"]))
+    here, there = Channel.pair()
+    _carry_out(order, [], there, -1, runner, rehearsal=True)
+    here.receive()
+    here.close()
+    there.close()
     set_title("aiobgw: spare")
-    launch.unpack_order(launch.pack_order({"name": "rehearsal"}))
-    order = {"spec": {"name": ""}, "incarnation": 0, "slot": 0, "generation": 0, "epoch": 0}
-    Handlers(context.CurrentWorker(order, None, {})).install()  # type: ignore[arg-type]
-    target.is_async(target.find(f"{__name__}:rehearse"))
-    return None if kind == "plain" else target.loop_factory(kind)()
+    return runner
+
+
+def _nothing() -> None:
+    """Be the target of a rehearsal."""
+
+
+async def _nothing_async() -> None:
+    """Be the target of a rehearsal in an event loop."""
+
+
+_REHEARSALS = [
+    {
+        "supervisor": "",
+        "epoch": 2**62,
+        "slot": 0,
+        "generation": 1,
+        "incarnation": 1,
+        "spec": {
+            "name": "",
+            "command": False,
+            "user": None,
+            "target": f"{__name__}:{function.__name__}",
+            "main": None,
+            "loop": "",
+        },
+        "payload": dumps(((), {})),
+        "board": False,
+        "latches": [],
+    }
+    for function in (_nothing, _nothing_async)
+]
 
 
 def main(
     order: dict[str, Any], fds: list[int], channel: Channel, lifeline: int, prepared: Any
 ) -> NoReturn:
     """Carry out an order; does not return."""
+    handlers, code, text = _carry_out(order, fds, channel, lifeline, prepared)
+    _end(code, text, handlers, channel)
+
+
+def _carry_out(
+    order: dict[str, Any],
+    fds: list[int],
+    channel: Channel,
+    lifeline: int,
+    runner: Any,
+    *,
+    rehearsal: bool = False,
+) -> tuple[Handlers, int, str]:
+    """Become the worker of an order, call its target; return exit code and error text."""
     fields = order["spec"]
     payload = _payload(order, fds)
     if order["board"]:
@@ -46,15 +95,15 @@ def main(
     if fields["user"] is not None:
         _drop_privileges(fields["user"], channel, lifeline)
     if fields["command"]:
-        _execute(payload.decode("utf-8", "surrogateescape").split("\0"), channel, lifeline)
+        _execute(os.fsdecode(payload).split("\0"), channel, lifeline)
 
     set_title(f"aiobgw: {order['supervisor']} worker {fields['name']}")
     worker = context.CurrentWorker(order, channel, latches)
     context.become(worker)
-    handlers = Handlers(worker)
+    handlers = Handlers(worker, rehearsal=rehearsal)
     handlers.install()
-    code, text = _run(worker, handlers, fields, payload, prepared, channel)
-    _end(code, text, handlers, channel)
+    code, text = _run(worker, handlers, fields, payload, runner, channel)
+    return handlers, code, text
 
 
 def _payload(order: dict[str, Any], fds: list[int]) -> bytes:
@@ -73,7 +122,7 @@ def _run(
     handlers: Handlers,
     fields: dict[str, Any],
     payload: bytes,
-    prepared: Any,
+    runner: Any,
     channel: Channel,
 ) -> tuple[int, str]:
     """Import the target and call it; return the exit code and the error as text."""
@@ -92,7 +141,7 @@ def _run(
                 _say_started(channel, is_async)
                 return function(*args, **kwargs)
 
-            _call(worker, begin, is_async, fields["loop"], prepared)
+            _call(worker, begin, is_async, fields["loop"], runner, handlers)
             _join_threads()
         finally:
             handlers.shut()
@@ -115,14 +164,19 @@ def _call(
     begin: Callable[[], Any],
     is_async: bool,
     kind: str,
-    prepared: Any,
+    runner: Any,
+    handlers: Handlers,
 ) -> None:
-    if is_async:
-        target.run_async(worker, begin, kind, prepared)
-        return
-    result = begin()
-    if hasattr(result, "__await__"):  # a plain function that returns a coroutine
-        target.run_async(worker, lambda: result, kind, prepared)
+    if not is_async:
+        result = begin()
+        if not hasattr(result, "__await__"):
+            return
+
+        # A plain function that returned a coroutine.
+        def begin() -> Any:
+            return result
+
+    target.run_async(worker, begin, runner or target.make_runner(kind), handlers)
 
 
 def _say_started(channel: Channel, is_async: bool) -> None:

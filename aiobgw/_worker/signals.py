@@ -14,9 +14,28 @@ They are blocked from the fork until ``open_all``: a SIGTERM that comes earlier 
 from __future__ import annotations
 
 import resource
-import signal
 import sys
 import weakref
+
+# The functions of the module ``signal`` turn every number and set into enums and back, which
+# costs a fresh process 100 us; these are the same without.
+from _signal import (
+    SIG_BLOCK,
+    SIG_DFL,
+    SIG_SETMASK,
+    SIG_UNBLOCK,
+    SIGHUP,
+    SIGINT,
+    SIGPIPE,
+    SIGQUIT,
+    SIGTERM,
+    SIGUSR1,
+    SIGUSR2,
+    SIGXFSZ,
+    pthread_kill,
+    pthread_sigmask,
+)
+from _signal import signal as set_handler
 
 from ..errors import Terminated
 from .context import CurrentWorker
@@ -28,41 +47,49 @@ if TYPE_CHECKING:
 AGAIN_AFTER = 1.0
 
 _ALL = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
+    SIGTERM,
+    SIGINT,
+    SIGHUP,
+    SIGQUIT,
+    SIGUSR1,
+    SIGUSR2,
 )
 
 
 class Handlers:
     """The handlers of one worker."""
 
-    def __init__(self, worker: CurrentWorker) -> None:
+    def __init__(self, worker: CurrentWorker, *, rehearsal: bool = False) -> None:
+        self.rehearsal = rehearsal
         self._worker = worker
         self._raised: weakref.ref[Terminated] | None = None
         self._repeating = False
         self._over = False
 
     def install(self) -> None:
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, _nothing)
-        signal.signal(signal.SIGUSR1, self._on_wake)
-        signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        for number in (SIGHUP, SIGINT, SIGUSR2):
+            set_handler(number, _nothing)
+        set_handler(SIGUSR1, self._on_wake)
+        set_handler(SIGTERM, self._on_term)
+        set_handler(SIGQUIT, SIG_DFL)
         hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
     def open_all(self) -> None:
         """Let signals in: everything they need stands."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
+        pthread_sigmask(SIG_UNBLOCK, () if self.rehearsal else _ALL)
+
+    def open_term(self) -> None:
+        """Let SIGTERM in, which has waited while an event loop was made ready for it."""
+        pthread_sigmask(SIG_UNBLOCK, () if self.rehearsal else (SIGTERM,))
+
+    def shut_term(self) -> None:
+        pthread_sigmask(SIG_BLOCK, (SIGTERM,))
 
     def shut(self) -> None:
         """Keep signals out: the target is over, and what follows is short."""
         self._over = True
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+        pthread_sigmask(SIG_BLOCK, (SIGTERM, SIGUSR1))
 
     def _on_wake(self, number: int, frame: FrameType | None) -> None:
         self._worker.wake()
@@ -95,7 +122,7 @@ def _send_again(handlers: Handlers, main: int) -> None:
     while not handlers._over:
         time.sleep(AGAIN_AFTER)
         if not handlers._over:
-            signal.pthread_kill(main, signal.SIGTERM)
+            pthread_kill(main, SIGTERM)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
@@ -104,7 +131,7 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 def restore_defaults() -> None:
     """Give a program that is about to be executed the signals it expects; last of all."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)  # Python ignores them; exec keeps SIG_IGN
+    for number in (SIGPIPE, SIGXFSZ):
+        set_handler(number, SIG_DFL)  # Python ignores them; exec keeps SIG_IGN
     sys.stdout.flush()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    pthread_sigmask(SIG_SETMASK, ())

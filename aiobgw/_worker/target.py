@@ -7,8 +7,8 @@ known as ``__main__``, too, so that pickled arguments find their classes.
 
 from __future__ import annotations
 
-import signal
 import sys
+from _signal import SIGTERM, SIGUSR1
 from importlib import import_module
 
 from .context import CurrentWorker
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from typing import Any
+
+    from .signals import Handlers
 
 _CO_COROUTINE = 0x80
 
@@ -38,7 +40,7 @@ def load_main(main: str) -> None:
 def find(name: str) -> Callable[..., Any]:
     """Import "pkg.mod:func"."""
     module, _, path = name.partition(":")
-    found: Any = import_module(module)
+    found: Any = sys.modules.get(module) or import_module(module)
     for part in path.split("."):
         found = getattr(found, part)
     target: Callable[..., Any] = found
@@ -51,24 +53,14 @@ def is_async(target: Callable[..., Any]) -> bool:
     return bool(code is not None and code.co_flags & _CO_COROUTINE)
 
 
-def run_async(
-    worker: CurrentWorker,
-    begin: Callable[[], Any],
-    kind: str,
-    prepared: asyncio.AbstractEventLoop | None,
-) -> None:
-    """Run a target in an event loop; *begin* calls it and returns its coroutine."""
-    # Race: what the plain handler raises inside a loop that is being made, or not yet run,
-    # is lost or leaves a mess.  From here until the loop's own handler stands, SIGTERM waits.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+def make_runner(kind: str) -> asyncio.Runner:
+    """Make what an async target runs in."""
     import asyncio
 
-    factory = (lambda: prepared) if prepared is not None else loop_factory(kind)
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_main(worker, begin))
+    return asyncio.Runner(loop_factory=_loop_factory(kind))
 
 
-def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
+def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
     if kind == "uvloop":
         import uvloop
 
@@ -78,13 +70,41 @@ def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-async def _main(worker: CurrentWorker, begin: Callable[[], Any]) -> None:
+def run_async(
+    worker: CurrentWorker,
+    begin: Callable[[], Any],
+    runner: asyncio.Runner,
+    handlers: Handlers,
+) -> None:
+    """Run a target in an event loop; *begin* calls it and returns its coroutine."""
+    # Race: what the plain handler raises inside a loop that is not yet run is lost, or leaves
+    # a mess.  From here until the loop's own handler stands, SIGTERM waits.
+    handlers.shut_term()
+    try:
+        runner.run(_main(worker, begin, handlers))
+    finally:
+        if not handlers.rehearsal and _has_something_left(runner.get_loop()):
+            runner.close()
+
+
+def _has_something_left(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether closing the loop would do more than what ``os._exit`` does anyway."""
+    import asyncio
+
+    nothing = (
+        getattr(loop, "_default_executor", loop) is None
+        and not getattr(loop, "_asyncgens", True)
+        and not asyncio.all_tasks(loop)
+    )
+    return not nothing
+
+
+async def _main(worker: CurrentWorker, begin: Callable[[], Any], handlers: Handlers) -> None:
     import asyncio
 
     loop = asyncio.get_running_loop()
     task = worker.main_task = asyncio.current_task()
     assert task is not None
-
     cancelled = False
 
     def on_term() -> None:
@@ -95,11 +115,11 @@ async def _main(worker: CurrentWorker, begin: Callable[[], Any]) -> None:
             cancelled = True
             task.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, on_term)
-    loop.add_signal_handler(signal.SIGUSR1, worker.wake)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+    loop.add_signal_handler(SIGTERM, on_term)
+    loop.add_signal_handler(SIGUSR1, worker.wake)
+    handlers.open_term()
     try:
         await begin()
     finally:
         # The loop gives its handlers back, which leaves SIGTERM deadly: it is over anyway.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        handlers.shut_term()

@@ -267,3 +267,25 @@ async def test_a_guard_is_entered_once(subject: Subject) -> None:
             await guard.__aenter__()
     with pytest.raises(RuntimeError, match="entered once"):
         await guard.__aenter__()
+
+
+async def test_a_failure_told_by_the_block_itself_leaves_no_cancellation(subject: Subject) -> None:
+    with pytest.raises(SupervisorFailed):
+        async with subject.guard():
+            subject.fail()
+    assert await still_works()
+
+
+async def test_an_observer_that_fails_keeps_nothing_from_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes, told = Changes(), []
+
+    def fail() -> None:
+        raise ValueError
+
+    changes.call(fail)
+    changes.call(lambda: told.append(1))
+    changes.tell()
+    assert told == [1]
+    assert "an observer failed" in caplog.text

@@ -675,6 +675,12 @@ LATE: list[tuple[Callable[[], Life], Happening]] = [
     (running, HasStarted()),
     (running, DeadlinePassed()),
     (registered, DeadlinePassed()),
+    (running, Withdrawn()),
+    (running, LaunchFailed("?")),
+    (backing_off, Hello()),
+    (backing_off, LaunchLost("?")),
+    (backing_off, LaunchFailed("?")),
+    (backing_off, Withdrawn()),
     (registered, SignalAsked(SIGUSR1)),
     (backing_off, SignalAsked(SIGUSR1)),
     (launched, RestartAsked()),
@@ -696,3 +702,39 @@ def test_an_intended_restart_during_a_stop_changes_nothing() -> None:
     for make in LIVES:
         for situation in (SMART, FAST, IMMEDIATE):
             assert plan(make(), RestartAsked(), situation, NOW) == (make(), ())
+
+
+def given_up() -> Life:
+    """A worker that SIGKILL did not end, before any stop."""
+    return after(overdue(), DeadlinePassed())
+
+
+@pytest.mark.parametrize("situation", [SMART, FAST, IMMEDIATE])
+def test_a_worker_that_was_given_up_on_holds_up_no_later_stop(situation: Situation) -> None:
+    life, actions = plan(given_up(), StopBegan(), situation, NOW)
+    assert life.state is STOPPED
+    assert actions[-1] == Retire()
+
+
+def test_signals_remembered_before_hello_survive_a_lost_launch() -> None:
+    life = after(launched(), SignalAsked(12), LaunchLost("?"))
+    assert plan(life, Hello(), OPEN, NOW)[1] == (Signal(12),)
+
+
+def test_a_restart_that_a_gate_held_back_is_counted_when_it_comes() -> None:
+    life = after(backing_off(), DeadlinePassed(), situation=Situation(Phase.SUPERVISOR_START))
+    assert life.restarts == 0
+    assert after(life, Consider()).restarts == 1
+
+
+def test_killing_again_does_not_put_off_the_end() -> None:
+    killed_once = after(running(), KillAsked())
+    assert plan(killed_once, KillAsked(), OPEN, NOW + 4.9) == (killed_once, ())
+
+
+def test_forks_that_failed_do_not_count_as_launches_that_were_lost() -> None:
+    life = registered()
+    for _ in range(3):
+        life = after(life, Consider() if life.due is None else DeadlinePassed(), LaunchFailed("?"))
+    life = after(life, DeadlinePassed(), LaunchLost("?"))
+    assert life.state is WorkerState.STARTING

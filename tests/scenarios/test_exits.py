@@ -139,7 +139,7 @@ async def test_statuses_are_right_after_the_zygotes_death(
     make_supervisor: MakeSupervisor, reaper: str
 ) -> None:
     """This process is the new parent, a subreaper that never reaps."""
-    supervisor = await make_supervisor(reaper=reaper, max_workers=50)
+    supervisor = await make_supervisor(reaper=reaper, max_workers=51)
     go = Latch()
     handles = [
         await register(

@@ -302,7 +302,12 @@ async def test_spares_that_are_killed_all_the_time_lose_no_start(
                 os.kill(spare, signal.SIGKILL)
         handles.append(
             await supervisor.register(
-                WorkerSpec(name=f"w{number}", target=targets.write, args=(str(out), str(number)))
+                WorkerSpec(
+                    name=f"w{number}",
+                    target=targets.write,
+                    args=(str(out), str(number)),
+                    restart=Restart.NEVER,
+                )
             )
         )
         await handles[-1]

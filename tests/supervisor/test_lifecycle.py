@@ -371,3 +371,18 @@ async def test_another_thread_is_told_to_use_the_loop(make_supervisor: MakeSuper
     supervisor = await make_supervisor()
     with pytest.raises(RuntimeError, match="call_soon_threadsafe"):
         await asyncio.to_thread(supervisor.status)
+
+
+async def test_abandon_ends_a_guarded_block_and_all_waits(
+    make_supervisor: MakeSupervisor,
+) -> None:
+    supervisor = await make_supervisor()
+    one = await started(supervisor, name="one")
+    other = await started(supervisor, name="other")
+    waiting = asyncio.ensure_future(other.wait_for_shutdown())
+    asyncio.get_running_loop().call_soon(supervisor.abandon)
+    with pytest.raises(aiobgw.SupervisorDied):
+        async with asyncio.timeout(5), one.guard():
+            await asyncio.sleep(60)
+    with pytest.raises(aiobgw.SupervisorDied):
+        await waiting
