@@ -94,8 +94,13 @@ def __getattr__(name: str) -> object:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+    import sys
     from importlib import import_module
 
+    if sys.platform != "linux" and home.startswith("_"):
+        from .errors import Unsupported
+
+        raise Unsupported(f"aiobgw.{name} needs Linux, this is {sys.platform}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
     return value
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NAME_BYTES = 95
 EXTRA_BYTES = 128
 LATCHES = 16
+TARGET_LENGTH = 1_000
 DAY = 86_400.0
 TOKEN_PREFIX = "aiobgw1:"
 
@@ -250,6 +251,8 @@ def _check_arguments(spec: WorkerSpec) -> None:
         raise InvalidSpec.of(spec.name, "kwargs", spec.kwargs, "must be a mapping of names")
     if not isinstance(spec.args, (tuple, list)):
         raise InvalidSpec.of(spec.name, "args", spec.args, "must be a tuple")
+    for name in spec.latches if isinstance(spec.latches, Mapping) else ():
+        check_name(spec.name, "latches", name)
     if not _are_latches(spec.latches):
         raise InvalidSpec.of(
             spec.name, "latches", spec.latches, f"must be up to {LATCHES} latches by name"
@@ -267,7 +270,7 @@ def _are_latches(latches: object) -> bool:
 
 def _check_target(spec: WorkerSpec) -> None:
     if isinstance(spec.target, str):
-        if not _TARGET.fullmatch(spec.target):
+        if len(spec.target) > TARGET_LENGTH or not _TARGET.fullmatch(spec.target):
             raise InvalidSpec.of(
                 spec.name, "target", spec.target, "must look like 'package.module:function'"
             )

@@ -226,7 +226,7 @@ def test_up_to_16_latches_go_along_by_name() -> None:
     assert "latches must be up to 16 latches by name" in refusal(latches=latches)
     latches.pop("16")
     assert len(spec(latches=latches).latches) == 16
-    assert "latches must be up to 16 latches by name" in refusal(latches={1: latches["1"]})
+    assert "latches must be text" in refusal(latches={1: latches["1"]})
     assert refusal(command=["sleep"], latches=latches).endswith("as words, not ['latches']")
 
 

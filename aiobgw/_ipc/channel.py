@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-MESSAGE_BYTES = 65_536
-"""The largest message; SO_SNDBUF's default bounds a SEQPACKET message to about 200 KB."""
+MESSAGE_BYTES = 32_768
+"""The largest message.  Each receive needs a buffer of this size, and a fresh process pays
+for every page of it; SO_SNDBUF's default would allow about 200 KB."""
 
 _MSG_CMSG_CLOEXEC = 0x40000000
 
@@ -68,6 +69,8 @@ class Channel:
         Raises BlockingIOError when the peer does not keep up, and OSError (EPIPE,
         ECONNRESET) when it is gone.
         """
+        if len(data) > MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(data)} bytes; {MESSAGE_BYTES} are possible")
         rights = [(SOL_SOCKET, SCM_RIGHTS, pack(f"{len(fds)}i", *fds))] if fds else []
         flags = MSG_NOSIGNAL if block else MSG_NOSIGNAL | MSG_DONTWAIT
         self._socket.sendmsg([data], rights, flags)

@@ -7,7 +7,6 @@ any number of times, and means nothing once it is too late.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from signal import SIGKILL, SIGQUIT, SIGTERM
 from typing import assert_never
 
@@ -113,18 +112,18 @@ def _consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
     if life.state not in _WAITING or life.due is not None:
         return life, ()
     if not gate_open(life, situation):
-        return replace(life, reason=gate_reason(life.rule.start_when)), ()
+        return life._replace(reason=gate_reason(life.rule.start_when)), ()
     by_rule = life.state is WorkerState.BACKOFF and not life.failures and not asked
-    return _launch(replace(life, restarts=life.restarts + by_rule))
+    return _launch(life, restarts=life.restarts + by_rule)
 
 
-def _launch(life: Life) -> Plan:
+def _launch(life: Life, *, restarts: int | None = None) -> Plan:
     """Begin the next incarnation; a launch that reached no process keeps its number."""
     again = bool(life.failures or life.lost)
-    started = replace(
-        life,
+    started = life._replace(
         state=WorkerState.STARTING,
         incarnation=life.incarnation + (0 if again else 1),
+        restarts=life.restarts if restarts is None else restarts,
         has_process=False,
         restart=False,
         overdue=False,
@@ -138,8 +137,8 @@ def _launch(life: Life) -> Plan:
 
 def _said_hello(life: Life, situation: Situation) -> Plan:
     """Send what was asked for while there was no process to send it to."""
-    pending = tuple(Signal(signum) for signum in life.signals)
-    up = replace(life, has_process=True, signals=())
+    pending = tuple([Signal(signum) for signum in life.signals])
+    up = life._replace(has_process=True, signals=())
     if life.kill:
         return up, (*pending, Signal(SIGKILL, group=True))
     if life.asked:
@@ -150,11 +149,11 @@ def _said_hello(life: Life, situation: Situation) -> Plan:
 def _started(life: Life) -> Plan:
     up = life.state is WorkerState.STARTING
     state = WorkerState.RUNNING if up else life.state
-    return replace(life, state=state, begun=True, failures=0, lost=0), ()
+    return life._replace(state=state, begun=True, failures=0, lost=0), ()
 
 
 def _launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan:
-    life = replace(life, has_process=False, lost=life.lost + 1)
+    life = life._replace(has_process=False, lost=life.lost + 1)
     if life.terminate or situation.stop is not None:
         return _retire(life, life.reason or STOPPING)
     if life.lost < LAUNCH_ATTEMPTS:
@@ -167,7 +166,7 @@ def _launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan
 
 def _launch_failed(life: Life, why: str, situation: Situation, now: float) -> Plan:
     """A failed fork has a back-off of its own, and ends what is never restarted."""
-    life = replace(life, has_process=False, failures=life.failures + 1)
+    life = life._replace(has_process=False, failures=life.failures + 1)
     if life.terminate or situation.stop is not None:
         return _retire(life, life.reason or STOPPING)
     if life.rule.restart is Restart.NEVER:
@@ -176,15 +175,14 @@ def _launch_failed(life: Life, why: str, situation: Situation, now: float) -> Pl
     state = WorkerState.BACKOFF if life.begun else WorkerState.NOT_STARTED
     at = now + launch_delay(life.failures)
     reason = f"could not be launched: {why}; it is tried again"
-    return replace(life, state=state, deadline=at, due=Due.START, reason=reason), ()
+    return life._replace(state=state, deadline=at, due=Due.START, reason=reason), ()
 
 
 # Ending.
 
 
 def _exited(life: Life, kind: ExitKind, situation: Situation, now: float) -> Plan:
-    over = replace(
-        life,
+    over = life._replace(
         has_process=False,
         lost=0,
         failures=0,
@@ -197,18 +195,17 @@ def _exited(life: Life, kind: ExitKind, situation: Situation, now: float) -> Pla
         case Verdict.RETIRE:
             return _retire(over, life.reason or f"{kind.value} exit")
         case Verdict.AGAIN_NOW:
-            waiting = replace(over, state=WorkerState.BACKOFF, restart=False)
+            waiting = over._replace(state=WorkerState.BACKOFF, restart=False)
             return _consider(waiting, situation, asked=True)
         case Verdict.AGAIN_AFTER_DELAY:
             at = now + life.rule.restart_delay
             reason = f"{kind.value} exit; waits {life.rule.restart_delay:g} s"
             state = WorkerState.BACKOFF
-            return replace(over, state=state, deadline=at, due=Due.START, reason=reason), ()
+            return over._replace(state=state, deadline=at, due=Due.START, reason=reason), ()
 
 
 def _retire(life: Life, reason: str) -> Plan:
-    over = replace(
-        life,
+    over = life._replace(
         state=WorkerState.STOPPED,
         has_process=False,
         deadline=None,
@@ -222,14 +219,13 @@ def _terminate(life: Life, reason: str, now: float) -> Plan:
     if life.state in _WAITING:
         return _retire(life, f"{reason} before it started" if not life.begun else reason)
     if life.state is WorkerState.STOPPING:
-        return replace(life, terminate=True), ()
-    return _stopping(replace(life, terminate=True, reason=reason), now)
+        return life._replace(terminate=True), ()
+    return _stopping(life._replace(terminate=True, reason=reason), now)
 
 
 def _stopping(life: Life, now: float) -> Plan:
     """Ask a worker that is up to end, and give it ``stop_timeout``."""
-    stopping = replace(
-        life,
+    stopping = life._replace(
         state=WorkerState.STOPPING,
         deadline=now + life.rule.stop_timeout,
         due=Due.KILL,
@@ -244,8 +240,7 @@ def _kill(life: Life, now: float) -> Plan:
     if life.kill:
         return life, ()  # once: the deadline stands
 
-    killed = replace(
-        life,
+    killed = life._replace(
         state=WorkerState.STOPPING,
         terminate=True,
         kill=True,
@@ -263,9 +258,9 @@ def _restart(life: Life, situation: Situation, now: float) -> Plan:
     if situation.stop is not None:
         return life, ()
     if life.state in _WAITING:
-        return _consider(replace(life, deadline=None, due=None), situation, asked=True)
+        return _consider(life._replace(deadline=None, due=None), situation, asked=True)
     if life.state in _UP and life.has_process:
-        return _stopping(replace(life, restart=True, reason="restart was asked for"), now)
+        return _stopping(life._replace(restart=True, reason="restart was asked for"), now)
     return life, ()  # about to start afresh, or ending for good
 
 
@@ -274,7 +269,7 @@ def _signal(life: Life, signum: int) -> Plan:
         return life, (Signal(signum),)
     if life.state in _WAITING:
         return life, ()
-    return replace(life, signals=(*life.signals, signum)[-PENDING_SIGNALS:]), ()
+    return life._replace(signals=(*life.signals, signum)[-PENDING_SIGNALS:]), ()
 
 
 def _stop(life: Life, situation: Situation, now: float) -> Plan:
@@ -284,7 +279,7 @@ def _stop(life: Life, situation: Situation, now: float) -> Plan:
     if life.state is WorkerState.STOPPING and life.due is None:
         return _unkillable(life, situation)  # it was given up on before
     if situation.stop is ShutdownMode.IMMEDIATE:
-        return _stop_at_once(replace(life, terminate=True, reason=life.reason or reason), now)
+        return _stop_at_once(life._replace(terminate=True, reason=life.reason or reason), now)
     if situation.stop is ShutdownMode.FAST:
         return _terminate(life, reason, now)
     return life, ()  # SMART waits
@@ -299,7 +294,7 @@ def _stop_at_once(life: Life, now: float) -> Plan:
     if life.state is WorkerState.STOPPING and life.deadline is not None:
         due_at = min(due_at, life.deadline)
     due = Due.GIVE_UP if life.due is Due.GIVE_UP else Due.KILL
-    quitting = replace(life, state=WorkerState.STOPPING, deadline=due_at, due=due)
+    quitting = life._replace(state=WorkerState.STOPPING, deadline=due_at, due=due)
     return quitting, (Signal(SIGQUIT),)
 
 
@@ -320,7 +315,7 @@ def _deadline(life: Life, situation: Situation, now: float) -> Plan:
 
 
 def _start_again(life: Life, situation: Situation) -> Plan:
-    return _consider(replace(life, deadline=None, due=None), situation)
+    return _consider(life._replace(deadline=None, due=None), situation)
 
 
 def _overdue(life: Life, situation: Situation, now: float) -> Plan:
@@ -332,13 +327,13 @@ def _overdue(life: Life, situation: Situation, now: float) -> Plan:
         late = f"killed: SIGQUIT did not end it within {KILL_TIMEOUT:g} s"
     else:
         late = f"killed: it did not end within stop_timeout ({life.rule.stop_timeout:g} s)"
-    killed = replace(life, overdue=True, deadline=now + KILL_TIMEOUT, due=Due.GIVE_UP, reason=late)
+    killed = life._replace(overdue=True, deadline=now + KILL_TIMEOUT, due=Due.GIVE_UP, reason=late)
     return killed, (Signal(SIGKILL, group=True),)
 
 
 def _unkillable(life: Life, situation: Situation) -> Plan:
     """A process that SIGKILL does not end keeps its slot, but holds up no stop."""
-    stuck = replace(life, deadline=None, due=None, reason="SIGKILL does not end it")
+    stuck = life._replace(deadline=None, due=None, reason="SIGKILL does not end it")
     if situation.stop is None:
         return stuck, (GiveUp(),)
     stuck, retired = _retire(stuck, stuck.reason)

@@ -23,12 +23,14 @@ class Child:
     """A process of ours, from the request for its fork to its end."""
 
     __slots__ = (
+        "at_end",
         "channel",
         "executed",
         "failure",
         "frames",
         "heard",
         "kind",
+        "late",
         "launch",
         "number",
         "pid",
@@ -49,8 +51,10 @@ class Child:
         self.frames: list[bytes] = []
         self.status: int | None = None
         self.failure: str | None = None
+        self.at_end = False
         self.executed = False
         self.heard = False
+        self.late = False
         self.unread = False
 
     @property
@@ -69,13 +73,15 @@ class Child:
         self.launch = launch
         launch.child = self
 
-    def drain(self) -> bool:
+    def drain(self, most: int = FRAMES_PER_TURN) -> bool:
         """Take what the child has sent, a bounded part of it; return False at its end."""
-        channel = self.channel
-        if channel is None:
+        if self.channel is None or self.at_end:
             return False
+        self.at_end = not self._take_some(self.channel, most)
+        return not self.at_end
 
-        for _ in range(FRAMES_PER_TURN):
+    def _take_some(self, channel: Channel, most: int) -> bool:
+        for _ in range(most):
             try:
                 data, fds = channel.receive(0 if self.said_hello else 1)
             except BlockingIOError:

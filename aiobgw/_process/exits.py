@@ -62,10 +62,10 @@ def is_unreaped(pidfd: int) -> bool:
 
 
 def send(pidfd: int, signum: int) -> bool:
-    """Send a signal to the process; return False if it is gone."""
+    """Send a signal to the process; return False if it is gone, or not ours to signal."""
     try:
         signal.pidfd_send_signal(pidfd, signum)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
 
@@ -74,12 +74,13 @@ def kill_group(pidfd: int) -> bool:
     """Send SIGKILL to what is left of the group that the process leads, or led.
 
     Works after the leader's death, since the pidfd keeps the group's identity.  Returns
-    False if there is no such group any more.  Before Linux 6.9 only the process itself can be
-    signalled in this way: the zygote, which holds the zombie, ends its group there.
+    False if there is no such group any more, or none of it is ours to signal.  Before
+    Linux 6.9 only the process itself can be signalled in this way: the zygote, which holds
+    the zombie, ends its group there.
     """
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, _SIGNAL_PROCESS_GROUP)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     except OSError as error:
         if error.errno != errno.EINVAL:

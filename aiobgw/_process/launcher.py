@@ -35,6 +35,7 @@ from both (2 ms, and a round trip was a quarter slower).
 
 RETRY_DELAY = 0.1
 STATUS_TIMEOUT = 5.0
+END_TIMEOUT = 0.2
 LOG_INTERVAL = 60.0
 
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
@@ -131,7 +132,6 @@ class Launcher:
 
     def _send_to_spare(self, launch: Launch) -> bool:
         while (spare := self.spares.take(launch.order.kind)) is not None:
-            self._refill_after(REFILL_DELAY)
             try:
                 spare.give_order(launch)
             except (BrokenPipeError, ConnectionResetError):
@@ -139,6 +139,8 @@ class Launcher:
             except OSError:
                 self.spares.add(spare)
                 raise
+            # Ordering: the order is out before anything that can wait is done.
+            self._refill_after(REFILL_DELAY)
             self._spare_deaths = 0
             self._tell(events.SaidHello(launch, spare.pid))
             return True
@@ -222,7 +224,9 @@ class Launcher:
     def _reported(self, number: int, status: int) -> None:
         """A zygote that reaps has the status; what the child said comes first."""
         child = self._children.get(number)
-        if child is not None and child.said_hello:
+        if child is not None and not child.said_hello:
+            self._on_channel(child)  # Race: its hello may be there, and be handled after this
+        if child is not None and child.said_hello and number in self._children:
             child.status = status
             self._drain_all(child)
             self._finish(child)
@@ -242,7 +246,9 @@ class Launcher:
 
     def _on_channel(self, child: Child) -> None:
         greeted = child.said_hello
-        is_open = child.drain()
+        # One message, if one is likely: to ask for another costs an exception, and the epoll
+        # is level-triggered.  A cold start mostly brings hello and STARTED together.
+        is_open = child.drain(1 if greeted else 2)
         if child.said_hello and not greeted:
             self._on_hello(child)
         self._pass_on(child)
@@ -286,7 +292,10 @@ class Launcher:
         if child.channel is not None:
             self.watcher.unwatch(child.channel.fd)
         if child.said_hello:
-            return  # only its pidfd tells its exit
+            # Only its pidfd tells its exit; if that has come, this is what it waited for.
+            if self.watcher.cancel(("end", child.number)):
+                self._on_exit(child)
+            return
         if child.failure is not None and child.launch is not None:
             self._forget(child)
             self._tell(events.Failed(child.launch, child.failure))
@@ -299,7 +308,9 @@ class Launcher:
     def _on_exit(self, child: Child) -> None:
         """The process is over.  What it said comes first, its status may come later."""
         self._drain_all(child)
-        if self._reports(child):
+        if not (child.heard or child.at_end or child.late):
+            self._expect_end(child)
+        elif self._reports(child):
             self._expect_status(child)
         elif child.find_status() is not None:
             self._finish(child)
@@ -309,6 +320,16 @@ class Launcher:
             self._finish(child)
         else:
             self._expect_status(child)
+
+    def _expect_end(self, child: Child) -> None:
+        """Wait for the end of a channel that said nothing: only that tells what happened.
+
+        Race: the zygote closes its copy of the child's end right after the fork, and a child
+        may have executed its command, or died with its order unread, before that.
+        """
+        child.late = True
+        at = time.monotonic() + END_TIMEOUT
+        self.watcher.timer(("end", child.number), at, partial(self._on_exit, child))
 
     def _expect_status(self, child: Child) -> None:
         """Have it looked at when it is reaped, and give up after a while."""
@@ -356,6 +377,7 @@ class Launcher:
         self._forking.pop(child.number, None)
         self.spares.discard(child)
         self.watcher.cancel(child.number)
+        self.watcher.cancel(("end", child.number))
         if child.channel is not None:
             self.watcher.unwatch(child.channel.fd)
         if child.said_hello:

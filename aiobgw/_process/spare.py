@@ -56,7 +56,7 @@ def run(channel_fd: int, armed: int, flags: int) -> NoReturn:
     _inject("before_hello")
     _say_hello(channel)
     prepared = None
-    if flags & wire.SPARE and not _order_waits(channel):
+    if flags & wire.SPARE and not order_waits(channel):
         prepared = _rehearse(wire.KINDS[flags >> wire.KIND_SHIFT])
 
     data, fds = channel.receive(ORDER_FDS, block=True)
@@ -78,7 +78,7 @@ def _say_hello(channel: Channel) -> None:
     os.close(pidfd)
 
 
-def _order_waits(channel: Channel) -> bool:
+def order_waits(channel: Channel) -> bool:
     poll = select.poll()
     poll.register(channel.fd, select.POLLIN)
     return bool(poll.poll(0))

@@ -6,11 +6,17 @@ asyncio and uvloop.  It never waits; whoever owns the loop asks when to look aga
 
 from __future__ import annotations
 
+import logging
 import select
+import time
 from collections.abc import Callable, Hashable
 
 EVENTS_PER_TURN = 16
 """A turn holds the host's loop for a millisecond or two, not for as long as there is work."""
+
+RETRY_DELAY = 0.1
+
+log = logging.getLogger("aiobgw")
 
 ONCE = select.EPOLLIN | select.EPOLLONESHOT
 """For pidfds: a level-triggered pidfd of a zombie that nobody reaps spins the loop."""
@@ -39,6 +45,7 @@ class Watcher:
 
     def unwatch(self, fd: int) -> None:
         """Forget *fd*, which its owner is about to close."""
+        self._timers.pop(("again", fd), None)
         if self._handlers.pop(fd, None) is not None:
             self.epoll.unregister(fd)
 
@@ -47,14 +54,15 @@ class Watcher:
         for fd, _ in self.epoll.poll(0, EVENTS_PER_TURN):
             handler = self._handlers.get(fd)
             if handler is not None:  # an earlier handler of this turn may have closed it
-                handler()
+                self._call(("again", fd), handler)
 
     def timer(self, name: Hashable, at: float, handler: Callable[[], None]) -> None:
         """Call *handler* once, at a moment on the monotonic clock; replaces the one before."""
         self._timers[name] = (at, handler)
 
-    def cancel(self, name: Hashable) -> None:
-        self._timers.pop(name, None)
+    def cancel(self, name: Hashable) -> bool:
+        """Forget a timer; return whether there was one."""
+        return self._timers.pop(name, None) is not None
 
     def has_timer(self, name: Hashable) -> bool:
         return name in self._timers
@@ -62,7 +70,15 @@ class Watcher:
     def run_timers(self, now: float) -> None:
         for name, (at, handler) in list(self._timers.items()):
             if at <= now and self._timers.pop(name, None) is not None:
-                handler()
+                self._call(name, handler)
+
+    def _call(self, name: Hashable, handler: Callable[[], None]) -> None:
+        """Call a handler; one that fails is called again: its event may never come again."""
+        try:
+            handler()
+        except Exception:
+            log.exception("a handler failed; it is called again")
+            self.timer(name, time.monotonic() + RETRY_DELAY, handler)
 
     def wake_at(self) -> float | None:
         """Return when the next timer is due."""

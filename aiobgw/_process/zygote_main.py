@@ -19,6 +19,7 @@ import sys
 from importlib import import_module
 
 from .. import __version__
+from .._inject import _inject
 from .._inject import arm as arm_injections
 from .._ipc import launch
 from .._ipc.channel import Channel
@@ -165,6 +166,7 @@ class _Zygote:
         armed = -1
         try:
             armed = lifeline.reopen(wire.LIFELINE_FD)
+            _inject("fork")
             pid = os.fork()
         except OSError as error:
             _explain(channel, error)
@@ -248,9 +250,16 @@ class _Zygote:
 
 
 def _explain(channel: int, error: OSError) -> None:
-    """Tell the supervisor, on the channel of the launch, why there will be no child."""
+    """Tell the supervisor, on the channel of the launch, why there will be no child.
+
+    Ordering: the order is taken out first.  A channel that is closed with something unread
+    makes its peer see ECONNRESET, before anything that was sent.
+    """
     end = Channel.adopt(channel)
     try:
+        if spare.order_waits(end):
+            for fd in end.receive(spare.ORDER_FDS)[1]:
+                os.close(fd)
         end.send(launch.failed(error.errno or 0, str(error)))
     except OSError:
         pass  # it has closed its end: nobody waits for this launch

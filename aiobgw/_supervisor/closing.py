@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from .._inject import _inject
 from .._process.launcher import Launcher
 
 STEP_TIMEOUT = 2.0
@@ -26,6 +27,7 @@ class Closing:
     def step(self, *, workers: int) -> bool:
         """Go as far as can be gone now; return whether nothing is left."""
         launcher = self._launcher
+        _inject("in_stop")
         if workers:
             return False
         if not self._spares_dismissed:

@@ -41,6 +41,7 @@ from .registry import RegisteredWorker, Registry
 
 ENTRY = "aiobgw._worker.main:main"
 REHEARSE = "aiobgw._worker.main:rehearse"
+DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
 TITLED = "aiobgw._worker.title:set_title"
 
 
@@ -113,7 +114,7 @@ class Core:
         """Give *spec* a slot; raises what refuses it, with nothing used up."""
         if not isinstance(spec, WorkerSpec):
             raise InvalidSpec(f"a WorkerSpec is wanted, not {spec!r}")
-        if spec.flags & Flags.DATABASE_CONNECTION:
+        if int(spec.flags) & DATABASE_CONNECTION:
             raise InvalidSpec(f"worker {spec.name!r}: flags: this supervisor has no connector")
         self.registry.check(spec)
         payload = pack_arguments(spec, self.settings.max_payload)

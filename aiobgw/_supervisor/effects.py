@@ -21,6 +21,8 @@ from ..spec import Flags
 from ..status import ExitKind, ExitStatus
 from .registry import RegisteredWorker, Registry
 
+SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
+
 log = logging.getLogger("aiobgw")
 
 
@@ -72,7 +74,7 @@ class Effects:
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
     def _order(self, worker: RegisteredWorker) -> Order:
-        shared = bool(worker.spec.flags & Flags.SHMEM_ACCESS)
+        shared = bool(worker.fields["flags"] & SHMEM_ACCESS)
         data = protocol.pack_order(
             {
                 "supervisor": self._name,

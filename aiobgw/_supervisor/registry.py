@@ -20,6 +20,7 @@ from ..spec import Flags, WorkerSpec
 from ..status import ExitStatus, WorkerState, WorkerStatus
 
 EXITS_KEPT = 16
+PARALLEL = int(Flags.CLASS_PARALLEL)  # as plain numbers: an IntFlag's & costs 3 us
 
 
 class RegisteredWorker:
@@ -81,7 +82,7 @@ class RegisteredWorker:
 
     @property
     def is_parallel(self) -> bool:
-        return bool(self.spec.flags & Flags.CLASS_PARALLEL)
+        return bool(int(self.spec.flags) & PARALLEL)
 
     def status(self) -> WorkerStatus:
         life = self.life
@@ -147,7 +148,7 @@ class Registry:
                 f"a worker {spec.name!r} is registered, and this one shall be unique",
                 hint="get() returns the handle of the living one",
             )
-        if spec.flags & Flags.CLASS_PARALLEL and self.parallel >= self.max_parallel:
+        if int(spec.flags) & PARALLEL and self.parallel >= self.max_parallel:
             raise TooManyParallelWorkers(self.max_parallel)
         if not self._free:
             raise NoFreeSlot(self.max_workers)

@@ -28,8 +28,9 @@ def rehearse(kind: str) -> object:
     blocked.  Returns the runner of an async target, for the kinds that have one.
     """
     runner = None if kind == "plain" else target.make_runner(kind)
-    order = launch.unpack_order(launch.pack_order(_REHEARSALS[kind != "plain"]))
     here, there = Channel.pair()
+    here.send(launch.pack_order(_REHEARSALS[kind != "plain"]))
+    order = launch.unpack_order(there.receive(1, block=True)[0])
     _carry_out(order, [], there, -1, runner, rehearsal=True)
     here.receive()
     here.close()
@@ -55,6 +56,14 @@ _REHEARSALS = [
         "incarnation": 1,
         "spec": {
             "name": "",
+            "type": "",
+            "extra": b"",
+            "flags": 0,
+            "start_when": 0,
+            "restart": "",
+            "restart_delay": 1.0,
+            "stop_timeout": 1.0,
+            "unique": False,
             "command": False,
             "user": None,
             "target": f"{__name__}:{function.__name__}",

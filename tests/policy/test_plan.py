@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from signal import SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
 
 import pytest
@@ -351,7 +350,7 @@ def test_a_new_incarnation_inherits_nothing_from_the_one_before() -> None:
     assert scarred.overdue
     fresh = after(scarred, HasExited(ExitKind.FAILED))
 
-    expected = replace(launched(), incarnation=2, begun=True)
+    expected = launched()._replace(incarnation=2, begun=True)
     assert fresh == expected
 
 

@@ -274,7 +274,9 @@ async def test_a_spare_that_dies_with_its_order_in_hand_was_no_incarnation(
 ) -> None:
     supervisor = await make_supervisor(spares=1)
     await spares_are_there(supervisor, 1)
-    (spare,) = procs.children(supervisor.status().zygote_pid)
+    launcher = supervisor._core.launcher
+    assert launcher is not None
+    (spare,) = [child.pid for child in launcher.spares._waiting]
     procs.stop(spare)
     out = tmp_path / "pids"
     handle = await supervisor.register(
