@@ -98,9 +98,8 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if sys.platform != "linux" and home.startswith("_"):
-        from .errors import Unsupported
-
-        raise Unsupported(f"aiobgw.{name} needs Linux, this is {sys.platform}")
+        errors = import_module(f"{__name__}.errors")
+        raise errors.Unsupported(f"aiobgw.{name} needs Linux, this is {sys.platform}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
     return value
 

@@ -15,16 +15,16 @@ import errno
 import logging
 import time
 from collections import deque
-from functools import partial
 
 from .._ipc.channel import Channel
 from .._policy.backoff import launch_delay
-from . import events, exits, wire
+from . import events, wire
 from .child import Child
+from .children import Children
 from .events import Launch, Order, ProcessEvent
 from .keeper import Keeper
 from .spares import Spares
-from .watcher import AT_REAP, ONCE, Watcher
+from .watcher import Watcher
 from .zygote import Boot
 
 FORKS_AT_ONCE = 8
@@ -34,8 +34,6 @@ from both (2 ms, and a round trip was a quarter slower).
 """
 
 RETRY_DELAY = 0.1
-STATUS_TIMEOUT = 5.0
-END_TIMEOUT = 0.2
 LOG_INTERVAL = 60.0
 
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
@@ -52,12 +50,19 @@ class Launcher:
             boot,
             self.watcher,
             on_ready=self._zygote_ready,
-            on_report=self._reported,
-            on_death=self._zygote_died,
+            on_report=lambda number, status: self._children.reported(number, status),
+            on_death=lambda pid: self._children.zygote_died(pid),
             on_failure=lambda error: self._tell(events.ZygoteFailed(error)),
         )
         self.spares = Spares(spares)
-        self._children: dict[int, Child] = {}
+        self._children = Children(
+            self.watcher,
+            self.keeper,
+            tell=self._tell,
+            on_hello=self._on_hello,
+            on_forgotten=self._on_forgotten,
+            on_spare_death=self._on_spare_death,
+        )
         self._forking: dict[int, Child] = {}
         self._queue: deque[Launch] = deque()
         self._events: list[ProcessEvent] = []
@@ -87,7 +92,7 @@ class Launcher:
     def drop(self, launch: Launch) -> None:
         """Forget a launch; a child without its channel calls no target."""
         if not self.withdraw(launch) and launch.child is not None:
-            self._forget(launch.child)
+            self._children.forget(launch.child)
 
     def gather(self) -> list[ProcessEvent]:
         """Return what happened since the last call; never waits."""
@@ -107,7 +112,7 @@ class Launcher:
 
     @property
     def childless(self) -> bool:
-        return not self._children
+        return not len(self._children)
 
     def _tell(self, event: ProcessEvent) -> None:
         self._events.append(event)
@@ -159,7 +164,7 @@ class Launcher:
             # Ordering: the order goes in before anybody can read it, or die with it.
             if launch is not None:
                 child.give_order(launch)
-            self.watcher.watch(ours.fd, partial(self._on_channel, child))
+            self._children.listen(child)
             zygote.fork(child.number, _flags(kind, launch), theirs)
         except OSError as error:
             self._undo(child, launch)
@@ -168,15 +173,14 @@ class Launcher:
             raise
         finally:
             theirs.close()
-        self._children[child.number] = self._forking[child.number] = child
+        self._children.add(child)
+        self._forking[child.number] = child
         return child
 
     def _undo(self, child: Child, launch: Launch | None) -> None:
         if launch is not None:
             launch.child = None
-        if child.channel is not None:
-            self.watcher.unwatch(child.channel.fd)
-        child.close()
+        self._children.forget(child)
 
     def _stall(self, error: OSError) -> None:
         """Leave the queue as it is and try again: one timer, a line a minute at most."""
@@ -207,7 +211,7 @@ class Launcher:
         if self.spares.target and not self._closing and not self.watcher.has_timer("refill"):
             self.watcher.timer("refill", time.monotonic() + delay, self.fill_spares)
 
-    # The zygote.
+    # What becomes of children.
 
     def _zygote_ready(self, pid: int) -> None:
         self._zygotes += 1
@@ -215,54 +219,9 @@ class Launcher:
         self._pump()
         self._refill_after(0.0)
 
-    def _zygote_died(self, pid: int) -> None:
-        """Look again at exits that this zygote would have reported."""
-        for child in list(self._children.values()):
-            if child.zygote == pid and self.watcher.has_timer(child.number):
-                self._on_exit(child)
-
-    def _reported(self, number: int, status: int) -> None:
-        """A zygote that reaps has the status; what the child said comes first."""
-        child = self._children.get(number)
-        if child is not None and not child.said_hello:
-            self._on_channel(child)  # Race: its hello may be there, and be handled after this
-        if child is not None and child.said_hello and number in self._children:
-            child.status = status
-            self._drain_all(child)
-            self._finish(child)
-        if self.keeper.zygote is not None:
-            self.keeper.zygote.acknowledge(number)
-
-    def _reports(self, child: Child) -> bool:
-        """Tell whether the child's zygote lives, and will report it."""
-        zygote = self.keeper.zygote
-        return (
-            self.keeper.boot.reaper == "zygote"
-            and zygote is not None
-            and zygote.pid == child.zygote
-        )
-
-    # What children say.
-
-    def _on_channel(self, child: Child) -> None:
-        greeted = child.said_hello
-        # One message, if one is likely: to ask for another costs an exception, and the epoll
-        # is level-triggered.  A cold start mostly brings hello and STARTED together.
-        is_open = child.drain(1 if greeted else 2)
-        if child.said_hello and not greeted:
-            self._on_hello(child)
-        self._pass_on(child)
-        if not is_open and child.number in self._children:
-            self._on_end_of_channel(child)
-
     def _on_hello(self, child: Child) -> None:
+        """A fork came up: use the place that became free among those on their way."""
         del self._forking[child.number]
-        try:
-            self.watcher.watch(child.pidfd, partial(self._on_exit, child), ONCE)
-        except OSError as error:
-            self._lose(child, f"it cannot be watched: {error}")
-            return
-
         if child.launch is not None:
             self._tell(events.SaidHello(child.launch, child.pid))
         elif self._closing and child.channel is not None:
@@ -271,120 +230,21 @@ class Launcher:
             self.spares.add(child)
         self._more()
 
+    def _on_forgotten(self, child: Child) -> None:
+        self.spares.discard(child)
+        if self._forking.pop(child.number, None) is not None:
+            self._more()
+
     def _more(self) -> None:
-        """Use the place that became free among the forks on their way."""
         self._pump()
         if self.spares.target > len(self.spares):
             self._refill_after(REFILL_DELAY)
 
-    def _pass_on(self, child: Child) -> None:
-        launch = child.launch
-        if launch is None:
-            return
-        frames, child.frames = child.frames, []
-        for frame in frames:
-            self._tell(events.Said(launch, frame))
-        if child.executed:
-            child.executed = False
-            self._tell(events.Executed(launch))
-
-    def _on_end_of_channel(self, child: Child) -> None:
-        if child.channel is not None:
-            self.watcher.unwatch(child.channel.fd)
-        if child.said_hello:
-            # Only its pidfd tells its exit; if that has come, this is what it waited for.
-            if self.watcher.cancel(("end", child.number)):
-                self._on_exit(child)
-            return
-        if child.failure is not None and child.launch is not None:
-            self._forget(child)
-            self._tell(events.Failed(child.launch, child.failure))
-        else:
-            self._lose(child, child.failure or "it ended before it said hello")
-        self._more()
-
-    # How children end.
-
-    def _on_exit(self, child: Child) -> None:
-        """The process is over.  What it said comes first, its status may come later."""
-        self._drain_all(child)
-        if not (child.heard or child.at_end or child.late):
-            self._expect_end(child)
-        elif self._reports(child):
-            self._expect_status(child)
-        elif child.find_status() is not None:
-            self._finish(child)
-        elif not exits.is_unreaped(child.pidfd):
-            # Race: reaped after the first look, so look again; or a kernel that keeps nothing.
-            child.find_status()
-            self._finish(child)
-        else:
-            self._expect_status(child)
-
-    def _expect_end(self, child: Child) -> None:
-        """Wait for the end of a channel that said nothing: only that tells what happened.
-
-        Race: the zygote closes its copy of the child's end right after the fork, and a child
-        may have executed its command, or died with its order unread, before that.
-        """
-        child.late = True
-        at = time.monotonic() + END_TIMEOUT
-        self.watcher.timer(("end", child.number), at, partial(self._on_exit, child))
-
-    def _expect_status(self, child: Child) -> None:
-        """Have it looked at when it is reaped, and give up after a while."""
-        self.watcher.change(child.pidfd, AT_REAP)
-        if not self.watcher.has_timer(child.number):
-            give_up = time.monotonic() + STATUS_TIMEOUT
-            self.watcher.timer(child.number, give_up, partial(self._finish, child))
-
-    def _drain_all(self, child: Child) -> None:
-        """Take all that is left in the channel; its writer is gone, so that it is finite."""
-        while child.drain() and child.frames:
-            self._pass_on(child)
-        self._pass_on(child)
-
-    def _finish(self, child: Child) -> None:
-        """Record an exit: the rest of its group goes first, then its descriptors."""
-        if child.number not in self._children:
-            return
-        child.kill_group()
-        launch, status = child.launch, child.status
-        self._forget(child)
-        if launch is None:
-            self._spare_died()
-        elif child.unread:
-            self._tell(events.Lost(launch, "it ended with its order unread"))
-        else:
-            self._tell(events.Ended(launch, status, child.failure))
-
-    def _lose(self, child: Child, why: str) -> None:
-        self._forget(child)
-        if child.launch is None:
-            self._spare_died()
-        else:
-            self._tell(events.Lost(child.launch, why))
-
-    def _spare_died(self) -> None:
+    def _on_spare_death(self) -> None:
         """Replace it; ones that die again and again, more and more slowly."""
         self._spare_deaths += 1
         delay = REFILL_DELAY if self._spare_deaths < 3 else launch_delay(self._spare_deaths - 2)
         self._refill_after(delay)
-
-    def _forget(self, child: Child) -> None:
-        """Give back what it holds here, and the end that the zygote keeps for a command."""
-        self._children.pop(child.number, None)
-        self._forking.pop(child.number, None)
-        self.spares.discard(child)
-        self.watcher.cancel(child.number)
-        self.watcher.cancel(("end", child.number))
-        if child.channel is not None:
-            self.watcher.unwatch(child.channel.fd)
-        if child.said_hello:
-            self.watcher.unwatch(child.pidfd)
-        if child.is_command and self.keeper.zygote is not None:
-            self.keeper.zygote.drop(child.number)
-        child.close()
 
     # The end.
 
@@ -392,7 +252,7 @@ class Launcher:
         """Let the spares go, in order: they see the end of their channel."""
         self._closing = True
         self.watcher.cancel("refill")
-        for child in self._children.values():
+        for child in self._children:
             if child.launch is None and child.channel is not None:
                 child.channel.shut_down()
 
@@ -400,14 +260,14 @@ class Launcher:
         """Close every descriptor in a fork of the host, and touch nothing that is shared."""
         self.keeper.close_copies()
         self.watcher.epoll.close()
-        for child in self._children.values():
+        for child in self._children:
             child.close()
 
     def close(self) -> None:
         """Drop everything at once; the kernel ends what is alive."""
         self._closing = True
-        for child in list(self._children.values()):
-            self._forget(child)
+        for child in list(self._children):
+            self._children.forget(child)
         self._queue.clear()
         self.keeper.close()
         self.watcher.close()
