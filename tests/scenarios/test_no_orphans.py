@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -268,3 +269,83 @@ def ask(path: str) -> None:
         aiobgw.current_worker()
     except aiobgw.WrongProcess:
         targets.write(path, "WrongProcess")
+
+
+STORM = """
+import asyncio, sys
+import aiobgw
+from aiobgw import WorkerSpec
+
+async def main():
+    supervisor = aiobgw.Supervisor(name="storm", spares=2, max_workers=400)
+    async with supervisor:
+        print(supervisor.status().zygote_pid, flush=True)
+        for number in range(400):
+            target = ["tests.targets:sleep", "tests.targets:spin"][number % 2]
+            await supervisor.register(WorkerSpec(name=f"w{number}", target=target))
+            await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("zygote_first", [False, True])
+def test_kill_9_in_the_middle_of_a_storm_of_starts_leaves_nobody(zygote_first: bool) -> None:
+    chance = random.Random(11)
+    for _ in range(4):
+        host = procs.start_script(STORM)
+        assert host.stdout is not None
+        zygote = int(host.stdout.readline())
+        procs.wait_dead({host.pid}, 0.02 + chance.random() * 0.25)  # a moment, at random
+        everybody = procs.descendants(host.pid)
+        if zygote_first:
+            os.kill(zygote, signal.SIGKILL)
+        host.kill()
+        everybody |= procs.children() - {host.pid}
+        host.communicate()
+        everybody |= procs.children()
+        assert not procs.wait_dead(everybody, 1.0)
+
+
+GATED = """
+import asyncio, os, sys
+import aiobgw
+from aiobgw import WorkerSpec
+
+async def main():
+    token = sys.argv[1]
+    os.environ["AIOBGW_INJECT"] = sys.argv[2]
+    async with aiobgw.Supervisor(name="gated", spares=0) as supervisor:
+        open(token, "w").close()
+        handle = await supervisor.register(WorkerSpec(name="w", target="tests.targets:sleep"))
+        while os.path.exists(token):
+            await asyncio.sleep(0.001)
+        print(supervisor.status().zygote_pid, flush=True)
+        await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("where", ["after_fork", "before_hello", "before_started"])
+@pytest.mark.parametrize("zygote_first", [False, True])
+def test_a_worker_that_is_not_armed_yet_ends_when_it_finds_nobody(
+    tmp_path: Path, where: str, zygote_first: bool
+) -> None:
+    gate, token = tmp_path / "gate", tmp_path / "token"
+    os.mkfifo(gate)
+    host = procs.start_script(GATED, str(token), f"{where}:wait={gate}@{token}")
+    assert host.stdout is not None
+    zygote = int(host.stdout.readline())
+    (worker,) = procs.children(zygote)
+    if zygote_first:
+        os.kill(zygote, signal.SIGKILL)
+        procs.wait_dead({zygote})
+    host.kill()
+    host.wait()
+    try:  # let it go on, if it is still there
+        os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        pass
+    assert not procs.wait_dead({worker, zygote}, 1.0)
+    host.communicate()
