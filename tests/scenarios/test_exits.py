@@ -213,10 +213,12 @@ async def test_a_host_that_steals_statuses_harms_nobody(
     supervisor = await make_supervisor()
     handle = await register(supervisor, target=targets.exit_with, args=(4,))
     os.kill(supervisor.status().zygote_pid or 0, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) == (0, 0):  # noqa: ASYNC110, ASYNC222
-            await asyncio.sleep(0)
-    exit = await handle
+    waiting = asyncio.ensure_future(handle.wait_for_shutdown())
+    while not waiting.done():
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222 - it is what we test
+        await asyncio.sleep(0)
+    exit = await waiting
     assert exit is not None
     assert exit.code == 4
 

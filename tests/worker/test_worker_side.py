@@ -280,12 +280,16 @@ def sys_exit(value: Any) -> None:
 
 
 async def test_readiness_can_be_said(supervisor: aiobgw.Supervisor) -> None:
-    handle = await started(supervisor, target=say_ready)
+    up = aiobgw.Latch()
+    handle = await started(supervisor, target=say_ready, latches={"up": up})
+    await up.wait()
     assert (await handle.wait_for_ready()).ready
 
 
 def say_ready() -> None:
     aiobgw.current_worker().ready()
+    targets.say_up()
+    time.sleep(3600)
 
 
 def returns_a_coroutine(path: str) -> Any:
