@@ -72,11 +72,12 @@ class Handlers:
         set_handler(SIGUSR1, self._on_wake)
         set_handler(SIGTERM, self._on_term)
         set_handler(SIGQUIT, SIG_DFL)
-        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
-        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
     def open_all(self) -> None:
         """Let signals in: everything they need stands."""
+        if not self.rehearsal:
+            hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+            resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
         pthread_sigmask(SIG_UNBLOCK, () if self.rehearsal else _ALL)
 
     def open_term(self) -> None:
