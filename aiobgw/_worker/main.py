@@ -138,12 +138,14 @@ def _run(
     try:
         try:
             handlers.open_all()
-            _delay()
+            if not handlers.rehearsal:
+                _delay()
             function, args, kwargs = _prepare(fields, payload)
             is_async = target.is_async(function)
 
             def begin() -> Any:
-                _inject("before_started")
+                if not handlers.rehearsal:
+                    _inject("before_started")
                 # Race: what the handler raised may have been lost, in an import for example.
                 if worker.stop_requested:
                     raise Terminated
