@@ -31,6 +31,14 @@ async def started(supervisor: aiobgw.Supervisor, **options: Any) -> aiobgw.Worke
     return handle
 
 
+async def stubborn(supervisor: aiobgw.Supervisor, target: str, timeout: float = 60.0) -> Any:
+    """Start a worker that no SIGTERM ends, and wait until that is so."""
+    up = aiobgw.Latch()
+    handle = await started(supervisor, target=target, stop_timeout=timeout, latches={"up": up})
+    await up.wait()
+    return handle
+
+
 async def test_static_workers_start_in_the_order_of_their_registration() -> None:
     supervisor = aiobgw.Supervisor(name="static", spares=0)
     handles = [
@@ -117,7 +125,7 @@ async def test_entering_and_leaving_may_happen_in_different_tasks() -> None:
 async def test_a_cancellation_while_leaving_makes_it_immediate_and_is_raised_again() -> None:
     supervisor = aiobgw.Supervisor(name="leave", spares=0)
     await supervisor.__aenter__()
-    handle = await started(supervisor, target="tests.targets:ignore_term", stop_timeout=60)
+    handle = await stubborn(supervisor, "tests.targets:ignore_term")
     leaving = asyncio.ensure_future(supervisor.__aexit__(None, None, None))
     await asyncio.sleep(0)
     assert handle.status().state is WorkerState.STOPPING
@@ -141,7 +149,7 @@ async def test_shutdown_is_idempotent_and_concurrent_calls_wait_for_the_same_end
 
 async def test_register_is_refused_once_it_stops(make_supervisor: MakeSupervisor) -> None:
     supervisor = await make_supervisor()
-    await started(supervisor, target="tests.targets:ignore_term", stop_timeout=1)
+    await stubborn(supervisor, "tests.targets:ignore_term", timeout=1)
     stopping = asyncio.ensure_future(supervisor.shutdown())
     await asyncio.sleep(0)
     with pytest.raises(aiobgw.ShuttingDown):
@@ -207,7 +215,7 @@ async def test_fast_tells_the_never_started_first_then_asks_all_at_once(
 
 async def test_a_stop_only_gets_stricter_and_always_ends(make_supervisor: MakeSupervisor) -> None:
     supervisor = await make_supervisor()
-    handle = await started(supervisor, target="tests.targets:spin", stop_timeout=60)
+    handle = await stubborn(supervisor, "tests.targets:spin")
     stops = [
         asyncio.ensure_future(supervisor.shutdown(mode))
         for mode in (ShutdownMode.SMART, ShutdownMode.FAST)
