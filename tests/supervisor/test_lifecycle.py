@@ -31,10 +31,10 @@ async def started(supervisor: aiobgw.Supervisor, **options: Any) -> aiobgw.Worke
     return handle
 
 
-async def stubborn(supervisor: aiobgw.Supervisor, target: str, timeout: float = 60.0) -> Any:
+async def stubborn(supervisor: aiobgw.Supervisor, target: str, patience: float = 60.0) -> Any:
     """Start a worker that no SIGTERM ends, and wait until that is so."""
     up = aiobgw.Latch()
-    handle = await started(supervisor, target=target, stop_timeout=timeout, latches={"up": up})
+    handle = await started(supervisor, target=target, stop_timeout=patience, latches={"up": up})
     await up.wait()
     return handle
 
@@ -149,7 +149,7 @@ async def test_shutdown_is_idempotent_and_concurrent_calls_wait_for_the_same_end
 
 async def test_register_is_refused_once_it_stops(make_supervisor: MakeSupervisor) -> None:
     supervisor = await make_supervisor()
-    await stubborn(supervisor, "tests.targets:ignore_term", timeout=1)
+    await stubborn(supervisor, "tests.targets:ignore_term", patience=1)
     stopping = asyncio.ensure_future(supervisor.shutdown())
     await asyncio.sleep(0)
     with pytest.raises(aiobgw.ShuttingDown):
