@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import select
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,8 +102,19 @@ def reap(pids: set[int]) -> None:
             pass
 
 
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a host's main coroutine in the loop that its test asks for."""
+    if os.environ.get("AIOBGW_TEST_LOOP") == "uvloop":
+        import uvloop
+
+        uvloop.run(main)
+    else:
+        asyncio.run(main)
+
+
 def start_script(source: str, *args: str, **options: object) -> subprocess.Popen[str]:
     """Run *source* as the main script of another interpreter, its output in pipes."""
+    source = source.replace("asyncio.run(main())", "import tests.procs as p; p.run(main())")
     return subprocess.Popen(
         [sys.executable, "-c", source, *args],
         cwd=ROOT,

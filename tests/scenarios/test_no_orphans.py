@@ -48,6 +48,12 @@ THIRDS = ["tests.targets:sleep", "tests.targets:spin", "tests.targets:ignore_ter
 HUNDRED = [{"name": f"w{n}", "target": THIRDS[n % 3]} for n in range(100)]
 
 
+@pytest.fixture(params=["asyncio", "uvloop"], autouse=True)
+def loop_of_the_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host that dies here runs on asyncio, and on uvloop."""
+    monkeypatch.setenv("AIOBGW_TEST_LOOP", request.param)
+
+
 SPARES_ARE_THERE = "while supervisor.status().spares < 2: await asyncio.sleep(0.01)"
 
 
