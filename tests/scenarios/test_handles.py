@@ -46,7 +46,7 @@ async def test_a_worker_that_ran_and_ended_at_once_has_started(
     handle = await register(supervisor, target=targets.nothing)
     await handle
     assert (await handle.wait_for_startup()).state is WorkerState.STOPPED
-    assert (await handle.wait_for_ready()).ready in (True, False)
+    assert (await handle.wait_for_ready()).state is WorkerState.STOPPED
     assert (await handle.wait_for_exit()).kind is ExitKind.CLEAN
 
 
@@ -374,19 +374,10 @@ async def test_unique_and_the_parallel_class_are_refused_by_name_and_number(
     assert supervisor.status().parallel_workers == 1
 
 
-async def test_descriptors_are_counted_at_the_start() -> None:
+async def test_descriptors_are_counted_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiobgw._process.probe.resource.getrlimit", lambda which: (1024, 500_000))
     with pytest.raises(aiobgw.Unsupported, match=r"262143 workers .* need \d+ descriptors"):
-        _limit_hard()
         await aiobgw.Supervisor(name="many", max_workers=262_143).__aenter__()
-
-
-def _limit_hard() -> None:
-    """Have a hard limit of descriptors that a real machine might have."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard > 500_000:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 500_000))
 
 
 async def test_five_hundred_starts_never_hold_the_loop_for_long(
@@ -395,7 +386,6 @@ async def test_five_hundred_starts_never_hold_the_loop_for_long(
     """Bounds processor time of one callback, which a busy machine does not change."""
     supervisor = await make_supervisor(max_workers=500)
     longest = 0.0
-    loop = asyncio.get_running_loop()
     core = supervisor._core.loop
     assert core is not None
     turn = core._turn
@@ -409,7 +399,6 @@ async def test_five_hundred_starts_never_hold_the_loop_for_long(
     core._turn = timed  # type: ignore[method-assign]
     handles = [await register(supervisor, target=targets.nothing) for _ in range(500)]
     await asyncio.gather(*handles)
-    assert loop.is_running()
     assert longest < 0.010, f"{longest * 1000:.1f} ms"
 
 
