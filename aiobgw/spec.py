@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, cast
 from .errors import InvalidSpec
 
 if TYPE_CHECKING:
+    from typing import Any, TypeGuard
+
     from ._ipc.latch import Latch
 
 NAME_BYTES = 95
@@ -67,6 +69,11 @@ class ShutdownMode(enum.IntEnum):
     FAST = 2
     IMMEDIATE = 3
 
+
+_SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
+_DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
+_CLASS_PARALLEL = int(Flags.CLASS_PARALLEL)
+_KNOWN_FLAGS = _SHMEM_ACCESS | _DATABASE_CONNECTION | _CLASS_PARALLEL
 
 _UNSET = cast("Restart", None)
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -141,15 +148,16 @@ class WorkerSpec:
 
 
 def _default_restart(flags: Flags) -> Restart:
-    parallel = isinstance(flags, int) and flags & Flags.CLASS_PARALLEL
+    parallel = isinstance(flags, int) and int(flags) & _CLASS_PARALLEL
     return Restart.NEVER if parallel else Restart.ON_FAILURE
 
 
 def _check_flags(spec: WorkerSpec) -> None:
     if not isinstance(spec.flags, int):
         raise InvalidSpec.of(spec.name, "flags", spec.flags, "must be made of aiobgw.Flags")
-    if spec.flags & Flags.DATABASE_CONNECTION:
-        if not spec.flags & Flags.SHMEM_ACCESS:
+    flags = int(spec.flags)  # as plain numbers: an IntFlag's & runs much code
+    if flags & _DATABASE_CONNECTION:
+        if not flags & _SHMEM_ACCESS:
             allowed = "with DATABASE_CONNECTION must have SHMEM_ACCESS too"
             raise InvalidSpec.of(spec.name, "flags", spec.flags, allowed)
         if spec.start_when == Phase.SUPERVISOR_START:
@@ -166,7 +174,7 @@ def _check_times(spec: WorkerSpec) -> None:
 
 
 def _check_class(spec: WorkerSpec) -> None:
-    if spec.flags & Flags.CLASS_PARALLEL and spec.restart is not Restart.NEVER:
+    if int(spec.flags) & _CLASS_PARALLEL and spec.restart is not Restart.NEVER:
         # PostgreSQL: the accounting of the class could not survive a crash cycle otherwise.
         raise InvalidSpec.of(
             spec.name, "restart", spec.restart, "of a CLASS_PARALLEL worker must be Restart.NEVER"
@@ -186,7 +194,7 @@ def check_name(worker: object, field: str, value: object) -> None:
     size = len(value.encode("utf-8", "surrogatepass"))
     if not 1 <= size <= NAME_BYTES:
         raise InvalidSpec.of(worker, field, value, f"must be 1 to {NAME_BYTES} bytes of UTF-8")
-    if any(unicodedata.category(character) in _UNSHOWN for character in value):
+    if not value.isprintable() and not _UNSHOWN.isdisjoint(map(unicodedata.category, value)):
         raise InvalidSpec.of(worker, field, value, "must have no control characters")
     if value.startswith(TOKEN_PREFIX):
         raise InvalidSpec.of(worker, field, value, f"must not begin like a token ({TOKEN_PREFIX})")
@@ -235,8 +243,7 @@ def _check_values(spec: WorkerSpec) -> None:
 
 
 def _check_unknown_flags(spec: WorkerSpec) -> None:
-    known = Flags.SHMEM_ACCESS | Flags.DATABASE_CONNECTION | Flags.CLASS_PARALLEL
-    unknown = int(spec.flags) & ~int(known)  # as a flag, ~ would know only the named bits
+    unknown = int(spec.flags) & ~_KNOWN_FLAGS
     if unknown:
         raise InvalidSpec.of(spec.name, "flags", hex(unknown), "must be made of aiobgw.Flags")
 
@@ -247,11 +254,11 @@ def _check_extra(spec: WorkerSpec) -> None:
 
 
 def _check_arguments(spec: WorkerSpec) -> None:
-    if not isinstance(spec.kwargs, Mapping) or not all(isinstance(k, str) for k in spec.kwargs):
+    if not _is_mapping(spec.kwargs) or not all(isinstance(key, str) for key in spec.kwargs):
         raise InvalidSpec.of(spec.name, "kwargs", spec.kwargs, "must be a mapping of names")
     if not isinstance(spec.args, (tuple, list)):
         raise InvalidSpec.of(spec.name, "args", spec.args, "must be a tuple")
-    for name in spec.latches if isinstance(spec.latches, Mapping) else ():
+    for name in spec.latches if _is_mapping(spec.latches) else ():
         check_name(spec.name, "latches", name)
     if not _are_latches(spec.latches):
         raise InvalidSpec.of(
@@ -259,9 +266,13 @@ def _check_arguments(spec: WorkerSpec) -> None:
         )
 
 
+def _is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    return type(value) is dict or isinstance(value, Mapping)  # the second is slow to ask
+
+
 def _are_latches(latches: object) -> bool:
     return (
-        isinstance(latches, Mapping)
+        _is_mapping(latches)
         and len(latches) <= LATCHES
         and all(isinstance(name, str) for name in latches)
         and all(callable(getattr(latch, "fileno", None)) for latch in latches.values())
@@ -330,7 +341,7 @@ def _check_user(spec: WorkerSpec) -> None:
     number = isinstance(spec.user, int) and not isinstance(spec.user, bool) and spec.user >= 0
     if not number and not isinstance(spec.user, str):
         raise InvalidSpec.of(spec.name, "user", spec.user, "must be a user's name or number")
-    if spec.flags & Flags.SHMEM_ACCESS:
+    if int(spec.flags) & _SHMEM_ACCESS:
         # The board and the latches are shared among processes of one user only.
         raise InvalidSpec.of(spec.name, "user", spec.user, "must not be set with SHMEM_ACCESS")
 

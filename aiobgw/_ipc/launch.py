@@ -14,12 +14,14 @@ the order unread, so that it was no incarnation.  Otherwise EOF says nothing: a 
 own child may hold the channel, a worker may close it.  Only its pidfd tells its exit.
 
 What a child sends is never trusted: fixed structs, checked lengths, text that may be any
-bytes.  The order travels from the supervisor to its own child, marshalled.
+bytes.  The order travels from the supervisor to its own child, marshalled: values without
+their keys, because each string that a fresh process reads is looked up in cold memory.
 """
 
 from __future__ import annotations
 
 import marshal
+from _operator import itemgetter
 from struct import Struct
 from struct import error as StructError
 
@@ -27,10 +29,40 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-WIRE = 1
+WIRE = 2
 TEXT_BYTES = 8_000
 
 HELLO, FAILED, STARTED, READY, FAREWELL = b"H", b"X", b"S", b"R", b"F"
+
+ORDER = (
+    "supervisor",
+    "epoch",
+    "slot",
+    "generation",
+    "incarnation",
+    "payload",
+    "board",
+    "latches",
+    "spec",
+)
+SPEC = (
+    "name",
+    "target",
+    "command",
+    "type",
+    "extra",
+    "flags",
+    "start_when",
+    "restart",
+    "restart_delay",
+    "stop_timeout",
+    "unique",
+    "loop",
+    "user",
+    "main",
+)
+_of_order = itemgetter(*ORDER[:-1])
+_of_spec = itemgetter(*SPEC)
 
 _HELLO = Struct("=cHi")
 _STARTED = Struct("=c?")
@@ -95,9 +127,20 @@ def read_coded(frame: bytes) -> tuple[int, str]:
 
 
 def pack_order(order: dict[str, Any]) -> bytes:
-    return marshal.dumps(order)
+    """Return an order: ORDER's fields, the last one SPEC's."""
+    return marshal.dumps((*_of_order(order), _of_spec(order["spec"])))
+
+
+def pack_exit(code: int) -> bytes:
+    """Return an order to do nothing but exit."""
+    return marshal.dumps((code,))
 
 
 def unpack_order(data: bytes) -> dict[str, Any]:
-    order: dict[str, Any] = marshal.loads(data)
+    """Return the fields of an order, or ``exit``."""
+    values: tuple[Any, ...] = marshal.loads(data)
+    if len(values) == 1:
+        return {"exit": values[0]}
+    order = dict(zip(ORDER, values, strict=True))
+    order["spec"] = dict(zip(SPEC, values[-1], strict=True))
     return order

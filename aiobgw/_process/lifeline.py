@@ -18,9 +18,10 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
+from _signal import SIGKILL  # a plain number: an enum's member runs much code to become one
 
 _F_SETSIG = 10
+_ARMED = os.O_NONBLOCK | os.O_ASYNC
 
 
 class Lifeline:
@@ -45,12 +46,11 @@ def reopen(read_end: int) -> int:
     return os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def arm(fd: int, signum: int = signal.SIGKILL) -> None:
+def arm(fd: int, signum: int = SIGKILL) -> None:
     """Have the caller's process group get *signum* when the supervisor goes."""
     fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(fd, _F_SETSIG, signum)
-    flags = os.O_NONBLOCK | os.O_ASYNC
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    fcntl.fcntl(fd, fcntl.F_SETFL, _ARMED)
 
 
 def is_cut(fd: int) -> bool:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import select
-from _signal import SIG_DFL, SIGCHLD  # without the enums of ``signal``: see _worker/signals.py
+
+# Without the enums of ``signal``: see _worker/signals.py.
+from _signal import SIG_DFL, SIGCHLD, SIGURG
 from _signal import signal as set_handler
 from importlib import import_module
 
 from .._inject import _inject
 from .._ipc import launch
 from .._ipc.channel import Channel
-from . import lifeline, wire
+from . import held, lifeline, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def resolve(name: str) -> Callable[..., Any]:
 def run(channel_fd: int, armed: int, flags: int) -> NoReturn:
     """Say hello, wait for the order, and carry it out."""
     _inject("after_fork")
+    pid = os.getpid()
+    held.end(pid)
     set_handler(SIGCHLD, SIG_DFL)
     os.setsid()
     lifeline.arm(armed)
@@ -54,7 +58,7 @@ def run(channel_fd: int, armed: int, flags: int) -> NoReturn:
 
     channel = Channel.adopt(channel_fd)
     _inject("before_hello")
-    _say_hello(channel)
+    _say_hello(channel, pid)
     prepared = None
     if flags & wire.SPARE and not order_waits(channel):
         prepared = _rehearse(wire.KINDS[flags >> wire.KIND_SHIFT])
@@ -68,8 +72,24 @@ def run(channel_fd: int, armed: int, flags: int) -> NoReturn:
     _entry(order, fds, channel, armed, prepared)
 
 
-def _say_hello(channel: Channel) -> None:
-    pid = os.getpid()
+def rehearse() -> None:
+    """Do in the zygote what a child does until its hello."""
+    scratch = lifeline.Lifeline()
+    try:
+        lifeline.arm(scratch.read_end, SIGURG)  # which nobody minds
+        lifeline.is_cut(scratch.read_end)
+    finally:
+        scratch.close()
+    here, there = Channel.pair()
+    _say_hello(here, os.getpid())
+    for fd in there.receive(1)[1]:
+        os.close(fd)
+    order_waits(there)
+    here.close()
+    there.close()
+
+
+def _say_hello(channel: Channel, pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         channel.send(launch.hello(pid), (pidfd,), block=True)

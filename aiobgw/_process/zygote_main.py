@@ -23,7 +23,7 @@ from .._inject import _inject
 from .._inject import arm as arm_injections
 from .._ipc import launch
 from .._ipc.channel import Channel
-from . import exits, lifeline, spare, wire
+from . import exits, held, lifeline, spare, wire
 from .spare import resolve
 
 TYPE_CHECKING = False
@@ -74,9 +74,11 @@ def _settle(boot: dict[str, Any]) -> None:
     arm_injections(boot["inject"])
     _restore_environment(boot["bind_now"])
     _restore_limit(boot["nofile"])
+    held.hold()
     spare.load(boot)
     for name in boot["preload"]:
         import_module(name)
+    held.begin(threads=_threads())
 
     _warm_up(resolve(boot["rehearse"]), boot)
     if _threads() > 1:
@@ -101,6 +103,7 @@ def _warm_up(rehearse: Callable[[str], object], boot: dict[str, Any]) -> None:
     a page fault for each.  Code that is settled here is only read there.
     """
     for _ in range(WARM_UPS):
+        spare.rehearse()
         rehearse(wire.KINDS[0])
     resolve(boot["titled"])(f"aiobgw: {boot['name']} zygote")
 

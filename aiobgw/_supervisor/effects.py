@@ -42,6 +42,7 @@ class Effects:
         self._registry = registry
         self._launcher = launcher
         self._board = board
+        self._shared = False
 
     def perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
         """Carry out one action; return what it led to at once, if anything."""
@@ -74,7 +75,7 @@ class Effects:
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
     def _order(self, worker: RegisteredWorker) -> Order:
-        shared = bool(worker.fields["flags"] & SHMEM_ACCESS)
+        board = (self.share_board(),) if worker.fields["flags"] & SHMEM_ACCESS else ()
         data = protocol.pack_order(
             {
                 "supervisor": self._name,
@@ -84,13 +85,13 @@ class Effects:
                 "incarnation": worker.life.incarnation,
                 "spec": worker.fields,
                 "payload": worker.payload,
-                "board": shared,
+                "board": bool(board),
                 "latches": list(worker.spec.latches),
             }
         )
         # Order of descriptors: arguments, board, latches; the worker takes them in turn.
         in_memfd = 1 if worker.payload is None else 0
-        fds = (*worker.fds[:in_memfd], *((self._board.fd,) * shared), *worker.fds[in_memfd:])
+        fds = (*worker.fds[:in_memfd], *board, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
         return Order(data, fds, worker.spec.command is not None, kind)
 
@@ -116,8 +117,21 @@ class Effects:
             )
         )
 
+    def share_board(self) -> int:
+        """Return the board's descriptor, for somebody who is about to read it.
+
+        Until there is a reader nothing is written: a record costs a start 40 us.
+        """
+        if not self._shared:
+            self._shared = True
+            for worker in self._registry.all():
+                self.publish(worker)
+        return self._board.fd
+
     def publish(self, worker: RegisteredWorker) -> None:
         """Write the worker's record; the board is a copy for others, so that this may fail."""
+        if not self._shared:
+            return
         try:
             self._board.write(worker.slot, pack_status(worker.status()))
         except (ValueError, OSError) as error:

@@ -56,7 +56,7 @@ async def _rehearse(core: Core) -> tuple[int | None, bool]:
     assert launcher is not None and core.loop is not None
     done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
     rehearsal = _Rehearsal(done)
-    order = Order(protocol.pack_order({"exit": REHEARSAL_CODE}))
+    order = Order(protocol.pack_exit(REHEARSAL_CODE))
     core.loop.rehearsal = rehearsal.hear
     launcher.launch(order, rehearsal)
     try:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
+# Read once, in the zygote: to look into os.environ costs a fresh process 20 page faults.
+_START_DELAY = os.environ.get("AIOBGW_START_DELAY")
+
+
 def rehearse(kind: str) -> object:
     """Carry out an order that does nothing, all the way, so that the real one finds it done.
 
@@ -31,7 +35,8 @@ def rehearse(kind: str) -> object:
     here, there = Channel.pair()
     here.send(launch.pack_order(_REHEARSALS[kind != "plain"]))
     order = launch.unpack_order(there.receive(1, block=True)[0])
-    _carry_out(order, [], there, -1, runner, rehearsal=True)
+    handlers = _carry_out(order, [], there, -1, runner, rehearsal=True)[0]
+    handlers.install()  # again: an event loop gives its handlers back
     here.receive()
     here.close()
     there.close()
@@ -138,8 +143,7 @@ def _run(
     try:
         try:
             handlers.open_all()
-            if not handlers.rehearsal:
-                _delay()
+            _delay(handlers.rehearsal)
             function, args, kwargs = _prepare(fields, payload)
             is_async = target.is_async(function)
 
@@ -197,14 +201,13 @@ def _say_started(channel: Channel, is_async: bool) -> None:
         os._exit(0)  # this launch was dropped: nobody would know of it
 
 
-def _delay() -> None:
+def _delay(rehearsal: bool) -> None:
     """Wait for a debugger to be attached, if the environment says so."""
-    seconds = os.environ.get("AIOBGW_START_DELAY")
-    if seconds:
+    if _START_DELAY and not rehearsal:
         import time
 
-        print(f"aiobgw: pid {os.getpid()} starts in {seconds} s", file=sys.stderr, flush=True)
-        time.sleep(float(seconds))
+        print(f"aiobgw: pid {os.getpid()} starts in {_START_DELAY} s", file=sys.stderr, flush=True)
+        time.sleep(float(_START_DELAY))
 
 
 def _meaning(error: BaseException, worker: context.CurrentWorker) -> tuple[int, str]:

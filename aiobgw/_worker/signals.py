@@ -9,6 +9,9 @@ SIGUSR1   sets the worker's latch.
 SIGHUP, SIGINT, SIGUSR2   handlers that do nothing: SIG_IGN would leak into subprocesses.
 
 They are blocked from the fork until ``open_all``: a SIGTERM that comes earlier waits.
+
+The handlers are functions of this module, which find the worker themselves: the zygote
+installs them, and its children inherit them.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from _signal import (
     pthread_kill,
     pthread_sigmask,
 )
+from _signal import getsignal as handler_of
 from _signal import signal as set_handler
 
 from ..errors import Terminated
@@ -43,6 +47,7 @@ from .context import CurrentWorker
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
+    from typing import Any
 
 AGAIN_AFTER = 1.0
 
@@ -67,17 +72,16 @@ class Handlers:
         self._over = False
 
     def install(self) -> None:
-        for number in (SIGHUP, SIGINT, SIGUSR2):
-            set_handler(number, _nothing)
-        set_handler(SIGUSR1, self._on_wake)
-        set_handler(SIGTERM, self._on_term)
-        set_handler(SIGQUIT, SIG_DFL)
+        global _current
+        _current = self
+        for number, handler in _HANDLERS.items():
+            if handler_of(number) is not handler:
+                set_handler(number, handler)
 
     def open_all(self) -> None:
         """Let signals in: everything they need stands."""
-        if not self.rehearsal:
-            hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
-            resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+        soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (soft if self.rehearsal else 0, hard))
         pthread_sigmask(SIG_UNBLOCK, () if self.rehearsal else _ALL)
 
     def open_term(self) -> None:
@@ -92,10 +96,10 @@ class Handlers:
         self._over = True
         pthread_sigmask(SIG_BLOCK, (SIGTERM, SIGUSR1))
 
-    def _on_wake(self, number: int, frame: FrameType | None) -> None:
+    def on_wake(self) -> None:
         self._worker.wake()
 
-    def _on_term(self, number: int, frame: FrameType | None) -> None:
+    def on_term(self) -> None:
         self._worker.request_stop()
         if self._over or (self._raised is not None and self._raised() is not None):
             return  # it is on its way, through a cleanup perhaps
@@ -126,8 +130,29 @@ def _send_again(handlers: Handlers, main: int) -> None:
             pthread_kill(main, SIGTERM)
 
 
+def _on_wake(number: int, frame: FrameType | None) -> None:
+    if _current is not None:
+        _current.on_wake()
+
+
+def _on_term(number: int, frame: FrameType | None) -> None:
+    if _current is not None:
+        _current.on_term()
+
+
 def _nothing(number: int, frame: FrameType | None) -> None:
     """Interrupt a waiting system call, and nothing else."""
+
+
+_current: Handlers | None = None
+_HANDLERS: dict[int, Any] = {
+    SIGTERM: _on_term,
+    SIGUSR1: _on_wake,
+    SIGHUP: _nothing,
+    SIGINT: _nothing,
+    SIGUSR2: _nothing,
+    SIGQUIT: SIG_DFL,
+}
 
 
 def restore_defaults() -> None:

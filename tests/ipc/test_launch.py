@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiobgw import WorkerSpec
 from aiobgw._ipc import launch
 from aiobgw._ipc.channel import MESSAGE_BYTES
+from aiobgw._ipc.record import spec_fields
 
 
 @pytest.fixture(autouse=True)
@@ -129,5 +131,11 @@ def test_an_endless_text_is_cut_by_its_reader_too() -> None:
 
 
 def test_an_order_comes_back_as_it_went() -> None:
-    order = {"slot": 3, "payload": b"\0\xff", "spec": {"name": "ä", "main": None, "delay": 1.5}}
+    spec = dict.fromkeys(launch.SPEC) | {"name": "ä", "restart_delay": 1.5}
+    order = dict.fromkeys(launch.ORDER) | {"slot": 3, "payload": b"\0\xff", "spec": spec}
     assert launch.unpack_order(launch.pack_order(order)) == order
+    assert launch.unpack_order(launch.pack_exit(7)) == {"exit": 7}
+
+
+def test_an_order_has_every_field_of_a_spec() -> None:
+    assert set(spec_fields(WorkerSpec(name="a", command=["true"]), b"")) == set(launch.SPEC)

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.anyio
 
 async def test_the_board_says_what_the_supervisor_knows(make_supervisor: MakeSupervisor) -> None:
     supervisor = await make_supervisor(max_workers=8, start_phase=aiobgw.Phase.SUPERVISOR_START)
-    board = supervisor._core.board
-    assert board is not None
-    reader = BoardReader(board.fd)
+    effects = supervisor._core.effects
+    assert effects is not None
+    reader = BoardReader(effects.share_board())
     assert (reader.epoch, reader.slots) == (supervisor.epoch, 8)
     early = aiobgw.Phase.SUPERVISOR_START
     specs = [
