@@ -15,6 +15,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ._client.attach import attach as attach
+    from ._client.attach import attach_blocking as attach_blocking
+    from ._client.blocking import BlockingClient as BlockingClient
+    from ._client.blocking import BlockingHandle as BlockingHandle
+    from ._client.client import Client as Client
     from ._client.handle import WorkerHandle as WorkerHandle
     from ._ipc.latch import Latch as Latch
     from ._supervisor.supervisor import Supervisor as Supervisor
@@ -80,6 +85,9 @@ _NAMES_OF = {
         " WorkerStatus ZygoteRestarted"
     ),
     "_ipc.latch": "Latch",
+    "_client.attach": "attach attach_blocking",
+    "_client.blocking": "BlockingClient BlockingHandle",
+    "_client.client": "Client",
     "_client.handle": "WorkerHandle",
     "_worker.context": "CurrentWorker current_worker",
     "_supervisor.supervisor": "Supervisor",

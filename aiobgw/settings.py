@@ -3,6 +3,7 @@ reads options from elsewhere, is derived from these fields."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,15 @@ class Settings:
         True, "preload asyncio; without it plain targets start faster, async ones much slower"
     )
     spares: int = option(2, "processes kept waiting for an order, 0 to 1024")
+    runtime_dir: str | os.PathLike[str] | bool | None = option(
+        None, "where clients attach: a path, True for the default place; None: nowhere, no files"
+    )
+    viewers: tuple[str | int, ...] = option(
+        (), 'users and groups ("alice", 1000, "@staff", "@50") that may attach and look'
+    )
+    operators: tuple[str | int, ...] = option((), "those that may also end and restart workers")
+    administrators: tuple[str | int, ...] = option((), "those that may also register workers")
+    max_clients: int = option(128, "how many processes may be attached at once, 0 to 4096")
     start_phase: Phase = option(Phase.RUNNING, "the phase in which it starts")
     handle_signals: bool = option(
         False, "end on SIGTERM and SIGINT (FAST; again: IMMEDIATE) and SIGQUIT (IMMEDIATE)"
@@ -44,6 +54,7 @@ class Settings:
             ("max_parallel_workers", 1024),
             ("spares", 1024),
             ("max_payload", 2**30),
+            ("max_clients", 4096),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
@@ -53,12 +64,23 @@ class Settings:
             raise self._refused("reaper", "'auto', 'kernel' or 'zygote'")
         if not isinstance(self.start_phase, Phase):
             raise self._refused("start_phase", "an aiobgw.Phase")
+        if not isinstance(self.runtime_dir, (str, os.PathLike, bool, type(None))):
+            raise self._refused("runtime_dir", "a path, True or None")
+        for name in ("viewers", "operators", "administrators"):
+            object.__setattr__(self, name, self._people(name))
         object.__setattr__(self, "preload", self._modules())
 
     def _modules(self) -> tuple[str, ...]:
         if isinstance(self.preload, str) or not all(isinstance(m, str) for m in self.preload):
             raise self._refused("preload", "a sequence of module names")
         return tuple(self.preload)
+
+    def _people(self, name: str) -> tuple[str | int, ...]:
+        entries = getattr(self, name)
+        good = not isinstance(entries, str) and all(isinstance(one, (str, int)) for one in entries)
+        if not good:
+            raise self._refused(name, "a sequence of users and groups")
+        return tuple(entries)
 
     def _refused(self, name: str, allowed: str) -> InvalidSpec:
         given = getattr(self, name)

@@ -29,6 +29,9 @@ PUBLIC = [
     "AiobgwError",
     "AlreadyRegistered",
     "AlreadyRunning",
+    "BlockingClient",
+    "BlockingHandle",
+    "Client",
     "Closed",
     "CurrentWorker",
     "Event",
@@ -71,6 +74,8 @@ PUBLIC = [
     "WorkerStatus",
     "WrongProcess",
     "ZygoteRestarted",
+    "attach",
+    "attach_blocking",
     "current_worker",
 ]
 

@@ -24,6 +24,7 @@ class EventStream:
         self._events: deque[Event] = deque()
         self._lost = 0
         self._closed = self._ended = False
+        self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, event: Event) -> None:
@@ -38,6 +39,28 @@ class EventStream:
             self._events.append(EventsLost(time.time(), self._lost))
             self._lost = 0
         self._events.append(event)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Raise *error* after what has come so far: nothing more will come, not even Closed."""
+        if not self._closed:
+            self._closed = True
+            self._failure = error
+            self._wake()
+
+    def take(self) -> Event | None:
+        """Return the next event, None if there is none yet; raises StopIteration at the end."""
+        if self._events:
+            event = self._events.popleft()
+            self._ended = isinstance(event, Closed)
+            return event
+        if self._failure is not None:
+            raise self._failure
+        if self._ended:
+            raise StopIteration
+        return None
+
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -45,13 +68,14 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._events:
-            if self._ended:
-                raise StopAsyncIteration
+        while True:
+            try:
+                event = self.take()
+            except StopIteration:
+                raise StopAsyncIteration from None
+            if event is not None:
+                return event
             if self._waiter is not None and not self._waiter.done():
                 raise RuntimeError("one task at a time may iterate over a stream of events")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        event = self._events.popleft()
-        self._ended = isinstance(event, Closed)
-        return event

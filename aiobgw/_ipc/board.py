@@ -1,9 +1,10 @@
-"""The board: a record per slot, in memory that only the supervisor can write.
+"""The board: the supervisor's record, and one per slot, in memory that only it can write.
 
 Layout, in native byte order (readers run on the same machine):
 
     header   magic, layout number, header size, record size, slots, epoch, cycle, pid
-    record   sequence | checksum and length | body (at most ``BODY_BYTES``), one per slot
+    record   sequence | checksum and length | body (at most ``BODY_BYTES``); the supervisor's
+             own first (HEAD), then one per slot
 
 Ownership: one memfd, mode 0600, sealed SHRINK, GROW and SEAL, and FUTURE_WRITE once the
 supervisor has mapped it: nobody else can resize it, unseal it or map it writable.  The truth
@@ -31,7 +32,8 @@ from contextlib import ExitStack
 from struct import Struct
 
 MAGIC = b"aiobgw\x00B"
-LAYOUT = 1
+LAYOUT = 2
+HEAD = -1
 BODY_BYTES = 2_032
 
 _HEADER = Struct("=8sIIIIQQi")
@@ -63,7 +65,7 @@ class BoardWriter:
     __slots__ = ("_memory", "_sequences", "_words", "fd", "slots")
 
     def __init__(self, slots: int, epoch: int) -> None:
-        size = _HEADER_BYTES + slots * _RECORD_BYTES
+        size = _HEADER_BYTES + (1 + slots) * _RECORD_BYTES
         with ExitStack() as on_failure:
             self.fd = _memfd()
             on_failure.callback(os.close, self.fd)
@@ -76,23 +78,23 @@ class BoardWriter:
             on_failure.pop_all()
 
         self.slots = slots
-        self._sequences = [0] * slots
+        self._sequences = [0] * (1 + slots)
         head = (MAGIC, LAYOUT, _HEADER_BYTES, _RECORD_BYTES, slots, epoch, 0, os.getpid())
         _HEADER.pack_into(self._memory, 0, *head)
         self._words = memoryview(self._memory).cast("Q")
 
     def write(self, slot: int, body: bytes) -> None:
-        """Publish *body* as the record of *slot*."""
-        if len(body) > BODY_BYTES or not 0 <= slot < self.slots:
+        """Publish *body* as the record of *slot*, or as the supervisor's own (HEAD)."""
+        if len(body) > BODY_BYTES or not HEAD <= slot < self.slots:
             raise ValueError(f"{len(body)} bytes for slot {slot} of {self.slots}")
 
-        at = _HEADER_BYTES + slot * _RECORD_BYTES
-        sequence = self._sequences[slot]
+        at = _HEADER_BYTES + (1 + slot) * _RECORD_BYTES
+        sequence = self._sequences[1 + slot]
         word = at // 8
         self._words[word] = sequence + 1
         start = at + _PREFIX.size
         self._memory[start : start + len(body)] = body
-        sequence = self._sequences[slot] = sequence + 2
+        sequence = self._sequences[1 + slot] = sequence + 2
         self._words[word + 1] = _checksum(sequence, body) | len(body) << 32
         self._words[word] = sequence
 
@@ -114,7 +116,7 @@ class BoardReader:
     def __init__(self, fd: int) -> None:
         self._memory = _mapped(fd)
         magic, layout, header, record, slots, epoch, _, pid = _HEADER.unpack_from(self._memory)
-        size = _HEADER_BYTES + slots * _RECORD_BYTES
+        size = _HEADER_BYTES + (1 + slots) * _RECORD_BYTES
         if (magic, layout, header, record) != (MAGIC, LAYOUT, _HEADER_BYTES, _RECORD_BYTES):
             raise self._refused(f"layout {layout}, this is {LAYOUT}")
         if size != len(self._memory):
@@ -133,11 +135,11 @@ class BoardReader:
         return int(_SEQUENCE.unpack_from(self._memory, _CYCLE_AT)[0])
 
     def read(self, slot: int) -> bytes:
-        """Return the last record of *slot*, b"" if it never had one.
+        """Return the last record of *slot* (or HEAD), b"" if it never had one.
 
         Raises TornRecord after 0.1 s: the writer died in mid-write, or does not run.
         """
-        if not 0 <= slot < self.slots:
+        if not HEAD <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
 
         give_up = time.monotonic() + _PATIENCE
@@ -151,7 +153,7 @@ class BoardReader:
 
     def _copy(self, slot: int) -> bytes | None:
         """Copy a record once; None if the copy is not whole."""
-        at = _HEADER_BYTES + slot * _RECORD_BYTES
+        at = _HEADER_BYTES + (1 + slot) * _RECORD_BYTES
         copy = self._memory[at : at + _RECORD_BYTES]
         sequence, check = _PREFIX.unpack_from(copy)
         if sequence == 0:

@@ -41,7 +41,7 @@ ORDER = (
     "generation",
     "incarnation",
     "payload",
-    "board",
+    "client",
     "latches",
     "spec",
 )

@@ -14,8 +14,8 @@ from struct import Struct
 from typing import Any
 
 from ..errors import InvalidSpec, PayloadTooLarge
-from ..spec import Flags, Phase, Restart, WorkerSpec, main_module
-from ..status import ExitKind, ExitStatus, WorkerState, WorkerStatus
+from ..spec import Flags, Phase, Restart, ShutdownMode, WorkerSpec, main_module
+from ..status import ExitKind, ExitStatus, SupervisorStatus, WorkerState, WorkerStatus
 from .board import BODY_BYTES
 
 INLINE_BYTES = 8_192
@@ -25,6 +25,8 @@ _STATES = tuple(WorkerState)
 _KINDS = tuple(ExitKind)
 _ABSENT = -(2**31)
 _STATUS = Struct("=QQQQdd B?BBiii HHHHH")
+_HEAD = Struct("=QiiBBIIIIIB")
+_REAPERS = ("auto", "kernel", "zygote")
 _REASON_BYTES = 240
 _ERROR_BYTES = BODY_BYTES - _STATUS.size - 2 * 95 - 2 * _REASON_BYTES
 
@@ -173,6 +175,45 @@ def unpack_status(slot: int, body: bytes) -> WorkerStatus:
         exit=exit if has_exit else None,
         reason=reason,
     )
+
+
+def pack_head(status: SupervisorStatus, used: int) -> bytes:
+    """Return the supervisor's own record: its status, and how many slots were ever used."""
+    fixed = _HEAD.pack(
+        status.epoch,
+        status.pid,
+        status.zygote_pid or 0,
+        int(status.phase),
+        int(status.stopping or 0),
+        status.max_workers,
+        status.parallel_workers,
+        status.max_parallel_workers,
+        status.spares,
+        used,
+        _REAPERS.index(status.reaper),
+    )
+    return fixed + _cut(status.name, 95)
+
+
+def unpack_head(body: bytes) -> tuple[SupervisorStatus, int]:
+    """Return the status, without the workers, and how many slots were ever used."""
+    fields = _HEAD.unpack_from(body)
+    epoch, pid, zygote_pid, phase, stopping, workers, parallel, most, spares, used, reaper = fields
+    status = SupervisorStatus(
+        name=body[_HEAD.size :].decode("utf-8", "replace"),
+        pid=pid,
+        epoch=epoch,
+        phase=Phase(phase),
+        stopping=ShutdownMode(stopping) if stopping else None,
+        max_workers=workers,
+        parallel_workers=parallel,
+        max_parallel_workers=most,
+        spares=spares,
+        zygote_pid=zygote_pid or None,
+        reaper=_REAPERS[reaper],
+        workers=(),
+    )
+    return status, used
 
 
 def _texts(body: bytes, lengths: tuple[int, ...]) -> list[str]:

@@ -3,13 +3,13 @@
 Supervisor side: ``launcher`` (the queue, forks, spares), ``children`` (what they say, how they
 end), ``child`` (one of them: channel, pidfd, status), ``keeper`` (has a zygote, always),
 ``zygote`` (the process that forks), ``watcher`` (one epoll for everything), ``events`` (what is
-told), ``forks`` (of the host), ``probe`` (what this machine can do).  Zygote side:
+told), ``probe`` (what this machine can do).  Zygote side:
 ``zygote_main``.  Child side: ``spare``.  ``exits`` and ``lifeline`` are the two kernel mechanisms
 that everything rests on.
 
 Who owns what.  The supervisor owns its end of each channel, a pidfd per child, the write end
 of the lifeline, the zygote's control channel, and the epoll that watches them: all of them
-close-on-exec, and closed in every fork of the host (``forks``).  The zygote owns the
+close-on-exec, and closed in every fork of the host (``_ipc.forks``).  The zygote owns the
 read end of the lifeline, its control channel, and the armed ends of commands.  A child
 owns its end of its channel and its own armed end of the lifeline.
 

@@ -25,5 +25,8 @@ REQUEST = Struct("=cQB")
 REPORT = Struct("=cQi")
 GREETING = Struct("=cHi")
 
-CONTROL_FD, BOOT_FD, LIFELINE_FD, SUPERVISOR_FD = 3, 4, 5, 6
-"""Where the zygote finds what it inherits; every descriptor above them is closed at once."""
+INHERITED = CONTROL_FD, BOOT_FD, LIFELINE_FD, SUPERVISOR_FD, LOCK_FD = 3, 4, 5, 6, 7
+"""Where the zygote finds what it inherits; every descriptor above them is closed at once.
+
+The lock is there only if the supervisor has a runtime directory.
+"""

@@ -48,6 +48,8 @@ class Boot:
     titled: str
     reaper: str
     nofile: int | None
+    lock: int = -1
+    """A descriptor that it shall hold until its last child is gone, for nothing else."""
 
     def pack(self) -> bytes:
         return marshal.dumps(
@@ -61,6 +63,7 @@ class Boot:
                 "titled": self.titled,
                 "reaper": self.reaper,
                 "nofile": self.nofile,
+                "lock": self.lock >= 0,
                 "bind_now": os.environ.get("LD_BIND_NOW"),
                 "inject": os.environ.get("AIOBGW_INJECT", ""),
             }
@@ -87,7 +90,8 @@ class Zygote:
             theirs.callback(end.close)
             boot_fd = _boot_memfd(boot.pack())
             theirs.callback(os.close, boot_fd)
-            inherited = (end.fd, boot_fd, lifeline.read_end, supervisor)
+            inherited = [end.fd, boot_fd, lifeline.read_end, supervisor]
+            inherited += [boot.lock] * (boot.lock >= 0)
             pid = _spawn(boot.python, [_raised(fd, theirs) for fd in inherited])
             pidfd = os.pidfd_open(pid)  # our own unreaped child: it cannot be another
             ours.pop_all()
@@ -141,7 +145,7 @@ def _raised(fd: int, theirs: ExitStack) -> int:
 
 
 def _spawn(python: str, fds: list[int]) -> int:
-    targets = (wire.CONTROL_FD, wire.BOOT_FD, wire.LIFELINE_FD, wire.SUPERVISOR_FD)
+    targets = wire.INHERITED[: len(fds)]
     actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
     actions += [_output(fd) for fd in (1, 2) if not _is_open(fd)]
     actions += [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in zip(fds, targets, strict=True)]

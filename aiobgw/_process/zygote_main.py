@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 WARM_UPS = 24
 """More than the 8 to 16 runs after which CPython specialises code."""
 
+END_TIMEOUT_MS = 2_000
+
 BLOCKED = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -46,9 +48,11 @@ BLOCKED = (
 
 def main(boot: dict[str, Any]) -> NoReturn:
     """Run the zygote; ends by ``os._exit`` when the supervisor goes."""
-    os.closerange(wire.SUPERVISOR_FD + 1, 2**31 - 1)
+    kept = [wire.CONTROL_FD, wire.LIFELINE_FD, wire.SUPERVISOR_FD]
+    kept += [wire.LOCK_FD] * boot["lock"]
+    os.closerange(kept[-1] + 1, 2**31 - 1)
     os.close(wire.BOOT_FD)
-    for fd in (wire.CONTROL_FD, wire.LIFELINE_FD, wire.SUPERVISOR_FD):
+    for fd in kept:
         os.set_inheritable(fd, False)
 
     control = Channel.adopt(wire.CONTROL_FD)
@@ -148,6 +152,7 @@ class _Zygote:
     def __init__(self, control: Channel, watch: int, boot: dict[str, Any]) -> None:
         self._control = control
         self._armed = watch
+        self._lock = (wire.LOCK_FD,) * boot["lock"]  # only held, so that nobody else has it
         self._reaps = boot["reaper"] == "zygote"
         self._kept: dict[int, int] = {}
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (number, pid)
@@ -209,7 +214,7 @@ class _Zygote:
         try:
             self._epoll.close()
             owned = (wire.CONTROL_FD, wire.LIFELINE_FD, wire.SUPERVISOR_FD, self._armed)
-            for fd in (*owned, *self._kept.values(), *self._children):
+            for fd in (*owned, *self._lock, *self._kept.values(), *self._children):
                 os.close(fd)
             self._control.detach()
             spare.run(channel, armed, flags)
@@ -254,7 +259,8 @@ class _Zygote:
 
     def _end(self) -> NoReturn:
         """The second line: end whatever of ours the lifeline did not reach, and ourselves."""
-        for pid in _own_children():
+        children = _own_children()
+        for pid in children:
             try:
                 pidfd = os.pidfd_open(pid)
             except OSError:
@@ -263,8 +269,16 @@ class _Zygote:
             if pid in _own_children():
                 exits.send(pidfd, signal.SIGKILL)
                 exits.kill_group(pidfd)
+            _wait_for_end(pidfd)
             os.close(pidfd)
         os._exit(0)
+
+
+def _wait_for_end(pidfd: int) -> None:
+    """Hold the instance lock until a child is gone; one that cannot end is not waited for."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(END_TIMEOUT_MS)
 
 
 def _explain(channel: int, error: OSError) -> None:

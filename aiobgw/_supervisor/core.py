@@ -10,17 +10,21 @@ import asyncio
 import enum
 import os
 import secrets
+import signal
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from .._client.changes import Changes
-from .._ipc.board import BoardWriter
+from .._ipc import forks
 from .._ipc.record import INLINE_BYTES, pack_arguments, payload_memfd, spec_fields
+from .._ipc.verbs import Verb
 from .._policy import life as happenings
 from .._policy.life import Situation
 from .._policy.phases import stricter
 from .._process import events as process
-from .._process import forks, probe
+from .._process import probe
 from .._process.launcher import Launcher
 from .._process.zygote import Boot
 from ..errors import (
@@ -32,11 +36,19 @@ from ..errors import (
 )
 from ..settings import Settings
 from ..spec import Flags, Phase, ShutdownMode, WorkerSpec
-from ..status import Closed, PhaseChanged, Stopping, ZygoteRestarted
+from ..status import (
+    Closed,
+    PhaseChanged,
+    Stopping,
+    SupervisorStatus,
+    WorkerStatus,
+    ZygoteRestarted,
+)
 from .closing import Closing
 from .effects import Effects, duplicate
 from .loop import Loop
 from .news import News
+from .outside import Outside
 from .registry import RegisteredWorker, Registry
 
 ENTRY = "aiobgw._worker.main:main"
@@ -70,7 +82,7 @@ class Core:
         self.phase = settings.start_phase
         self.reaper = settings.reaper
         self.launcher: Launcher | None = None
-        self.board: BoardWriter | None = None
+        self.outside = Outside(self)
         self.loop: Loop | None = None
         self.effects: Effects | None = None
         self.closing: Closing | None = None
@@ -114,12 +126,8 @@ class Core:
         """Give *spec* a slot; raises what refuses it, with nothing used up."""
         if not isinstance(spec, WorkerSpec):
             raise InvalidSpec(f"a WorkerSpec is wanted, not {spec!r}")
-        if int(spec.flags) & DATABASE_CONNECTION:
-            raise InvalidSpec(f"worker {spec.name!r}: flags: this supervisor has no connector")
-        self.registry.check(spec)
+        self._check(spec)
         payload = pack_arguments(spec, self.settings.max_payload)
-        fields = spec_fields(spec, payload)
-
         fds: tuple[int, ...] = ()
         if len(payload) > INLINE_BYTES:
             fds = (payload_memfd(payload),)
@@ -130,9 +138,40 @@ class Core:
                 os.close(fd)
             raise
         inline = payload if len(payload) <= INLINE_BYTES else None
-        worker = self.registry.admit(spec, fields, inline, fds)
+        return self._enter(spec, spec_fields(spec, payload), inline, fds)
+
+    def admit_packed(
+        self, spec: WorkerSpec, payload: bytes | None, fds: tuple[int, ...]
+    ) -> RegisteredWorker:
+        """Give a client's spec a slot; owns *fds* (arguments in a memfd, latches) then."""
+        self._check(spec)
+        return self._enter(spec, spec_fields(spec, b""), payload, fds)
+
+    def _check(self, spec: WorkerSpec) -> None:
+        if int(spec.flags) & DATABASE_CONNECTION:
+            raise InvalidSpec(f"worker {spec.name!r}: flags: this supervisor has no connector")
+        self.registry.check(spec)
+
+    def _enter(
+        self,
+        spec: WorkerSpec,
+        fields: dict[str, Any],
+        payload: bytes | None,
+        fds: tuple[int, ...],
+    ) -> RegisteredWorker:
+        worker = self.registry.admit(spec, fields, payload, fds)
         self.news.registered(worker)
         return worker
+
+    def ask(self, worker: RegisteredWorker, verb: Verb, argument: int) -> None:
+        """Pass on what somebody asks of a worker."""
+        if worker.is_over or self.loop is None:
+            return
+        if verb is Verb.WAKE:
+            if worker.spec.command is None:
+                self.loop.post(worker, happenings.SignalAsked(signal.SIGUSR1))
+        else:
+            self.loop.post(worker, _HAPPENINGS[verb](argument))
 
     def consider(self, worker: RegisteredWorker) -> None:
         """Start it if its gate is open; either way its life changes, and is published."""
@@ -146,21 +185,24 @@ class Core:
         settings = self.settings
         self._thread = threading.get_ident()
         self._old_nofile = probe.make_room(settings.max_workers, settings.spares)
-        self.board = BoardWriter(settings.max_workers, self.epoch)
+        self.outside.open()
         self.open_launcher(reaper)
 
     def open_launcher(self, reaper: str) -> None:
         settings = self.settings
-        assert self.board is not None
         self.reaper = reaper
         self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
-        self.effects = Effects(settings.name, self.epoch, self.registry, self.launcher, self.board)
+        self.outside.connect(self.launcher.watcher)
+        self.effects = Effects(
+            settings.name, self.epoch, self.registry, self.launcher, self.outside
+        )
         self.loop = Loop(
             self.registry,
             self.launcher,
             self.effects,
             self.news,
             on_zygote=self._on_zygote,
+            publish=self.outside.publish,
             after_turn=self._after_turn,
         )
         self.zygote_event = asyncio.get_running_loop().create_future()
@@ -186,6 +228,7 @@ class Core:
             titled=TITLED,
             reaper=reaper,
             nofile=self._old_nofile,
+            lock=self.outside.lock,
         )
 
     def _on_zygote(self, event: process.ZygoteUp | process.ZygoteFailed) -> None:
@@ -231,6 +274,7 @@ class Core:
             self.stop(ShutdownMode.FAST)
 
     def _after_turn(self) -> None:
+        self.outside.flush()
         if self.stage is not Stage.STOPPING or self.launcher is None:
             return
         if self.closing is None:
@@ -240,12 +284,11 @@ class Core:
 
     def _finish(self) -> None:
         """Everybody is gone: give back what is left, then tell."""
-        self.close_launcher()
-        if self.board is not None:
-            self.board.close()
-            self.board = None
         self.stage = Stage.CLOSED
         self.news.publish(Closed(time.time()))
+        self.outside.hang_up()
+        self.close_launcher()
+        self.outside.close()
         self.changes.tell()
 
     def abandon(self) -> None:
@@ -257,10 +300,9 @@ class Core:
         if self._foreign or self.stage in (Stage.CLOSED, Stage.ABANDONED):
             return
         self.stage = Stage.ABANDONED
+        self.outside.hang_up()
         self.close_launcher()
-        if self.board is not None:
-            self.board.close()
-            self.board = None
+        self.outside.close()
         for worker in self.registry.all():
             worker.release()
             worker.changes.tell()
@@ -272,10 +314,38 @@ class Core:
         self._foreign = True
         if self.launcher is not None:
             self.launcher.close_copies()
-        if self.board is not None:
-            self.board.close()
+        self.outside.close_copies()
         for worker in self.registry.all():
             worker.release()
 
+    def status(self, *, workers: tuple[WorkerStatus, ...] | None = None) -> SupervisorStatus:
+        """Return how the supervisor is now, and its workers, unless they are given."""
+        launcher = self.launcher
+        zygote = launcher.keeper.zygote if launcher is not None else None
+        if workers is None:
+            workers = tuple(worker.status() for worker in self.registry.all())
+        return SupervisorStatus(
+            name=self.settings.name,
+            pid=os.getpid(),
+            epoch=self.epoch,
+            phase=self.phase,
+            stopping=self.loop.situation.stop if self.loop is not None else None,
+            max_workers=self.settings.max_workers,
+            parallel_workers=self.registry.parallel,
+            max_parallel_workers=self.settings.max_parallel_workers,
+            spares=len(launcher.spares) if launcher is not None else 0,
+            zygote_pid=zygote.pid if zygote is not None else None,
+            reaper=self.reaper,
+            workers=workers,
+        )
+
     def __repr__(self) -> str:
         return f"<Core {self.settings.name!r} {self.stage.value}>"
+
+
+_HAPPENINGS: dict[Verb, Callable[[int], happenings.Happening]] = {
+    Verb.TERMINATE: lambda _: happenings.TerminateAsked(),
+    Verb.KILL: lambda _: happenings.KillAsked(),
+    Verb.RESTART: lambda _: happenings.RestartAsked(),
+    Verb.SIGNAL: lambda signum: happenings.SignalAsked(signum),
+}

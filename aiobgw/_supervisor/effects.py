@@ -10,8 +10,6 @@ import os
 from typing import assert_never
 
 from .._ipc import launch as protocol
-from .._ipc.board import BoardWriter
-from .._ipc.record import pack_status
 from .._policy import life as actions
 from .._policy import life as happenings
 from .._policy.life import Action, Happening
@@ -19,6 +17,7 @@ from .._process.events import Order
 from .._process.launcher import Launcher
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
+from .outside import Outside
 from .registry import RegisteredWorker, Registry
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
@@ -35,14 +34,13 @@ class Effects:
         epoch: int,
         registry: Registry,
         launcher: Launcher,
-        board: BoardWriter,
+        outside: Outside,
     ) -> None:
         self._name = name
         self._epoch = epoch
         self._registry = registry
         self._launcher = launcher
-        self._board = board
-        self._shared = False
+        self._outside = outside
 
     def perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
         """Carry out one action; return what it led to at once, if anything."""
@@ -72,10 +70,13 @@ class Effects:
     def _launch(self, worker: RegisteredWorker) -> None:
         worker.farewell = None
         worker.ready = False
+        worker.close_client_end()
+        if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
+            worker.client_end = self._outside.channel_for(worker.spec.name)
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
     def _order(self, worker: RegisteredWorker) -> Order:
-        board = (self.share_board(),) if worker.fields["flags"] & SHMEM_ACCESS else ()
+        client = () if worker.client_end is None else (worker.client_end.fd,)
         data = protocol.pack_order(
             {
                 "supervisor": self._name,
@@ -85,13 +86,13 @@ class Effects:
                 "incarnation": worker.life.incarnation,
                 "spec": worker.fields,
                 "payload": worker.payload,
-                "board": bool(board),
+                "client": bool(client),
                 "latches": list(worker.spec.latches),
             }
         )
-        # Order of descriptors: arguments, board, latches; the worker takes them in turn.
+        # Order of descriptors: arguments, channel, latches; the worker takes them in turn.
         in_memfd = 1 if worker.payload is None else 0
-        fds = (*worker.fds[:in_memfd], *board, *worker.fds[in_memfd:])
+        fds = (*worker.fds[:in_memfd], *client, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
         return Order(data, fds, worker.spec.command is not None, kind)
 
@@ -116,26 +117,6 @@ class Effects:
                 name=worker.spec.name,
             )
         )
-
-    def share_board(self) -> int:
-        """Return the board's descriptor, for somebody who is about to read it.
-
-        Until there is a reader nothing is written: a record costs a start 40 us.
-        """
-        if not self._shared:
-            self._shared = True
-            for worker in self._registry.all():
-                self.publish(worker)
-        return self._board.fd
-
-    def publish(self, worker: RegisteredWorker) -> None:
-        """Write the worker's record; the board is a copy for others, so that this may fail."""
-        if not self._shared:
-            return
-        try:
-            self._board.write(worker.slot, pack_status(worker.status()))
-        except (ValueError, OSError) as error:
-            log.error("worker %s: its record cannot be written: %s", worker.spec.name, error)
 
 
 def duplicate(fds: list[int]) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class Loop:
         news: News,
         *,
         on_zygote: Callable[[process.ZygoteUp | process.ZygoteFailed], None],
+        publish: Callable[[RegisteredWorker], None],
         after_turn: Callable[[], None],
     ) -> None:
         self.situation = Situation()
@@ -51,6 +52,7 @@ class Loop:
         self._effects = effects
         self._news = news
         self._on_zygote = on_zygote
+        self._publish = publish
         self._after_turn = after_turn
         self._deadlines = Deadlines()
         self._left: list[tuple[RegisteredWorker, Action]] = []
@@ -171,7 +173,7 @@ class Loop:
         """Write the records of all who changed in this turn, once each; then tell of them."""
         dirty, self._dirty = self._dirty, {}
         for worker in dirty:
-            self._effects.publish(worker)
+            self._publish(worker)
         for worker in dirty:
             worker.changes.tell()
 
@@ -191,6 +193,7 @@ class Loop:
             return  # a launch that was dropped
         match event:
             case process.SaidHello(_, pid):
+                worker.close_client_end()
                 self._registry.set_pid(worker, pid)
                 self._decide(worker, happenings.Hello())
             case process.Said(_, frame):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 from weakref import WeakSet
 
 from .._client.events import EventStream
@@ -19,16 +20,30 @@ from ..status import (
 from .registry import RegisteredWorker
 
 
+class Sink(Protocol):
+    """Who hears of events; it must not wait."""
+
+    def push(self, event: Event) -> None:
+        """Take an event."""
+
+
 class News:
     """The streams of events of one supervisor; a stream that is dropped is forgotten."""
 
     def __init__(self) -> None:
-        self._streams: WeakSet[EventStream] = WeakSet()
+        self._streams: WeakSet[Sink] = WeakSet()
 
     def subscribe(self) -> EventStream:
         stream = EventStream()
         self._streams.add(stream)
         return stream
+
+    def add(self, sink: Sink) -> None:
+        """Have *sink* hear of everything from now on."""
+        self._streams.add(sink)
+
+    def remove(self, sink: Sink) -> None:
+        self._streams.discard(sink)
 
     def publish(self, event: Event) -> None:
         for stream in list(self._streams):

@@ -1,7 +1,9 @@
 """The registry: who holds which slot.  The truth; the board is a copy of it.
 
-Invariants: a slot has one tenant or is in the heap of free ones; a generation belongs to one
-tenancy and only grows; the parallel count is the number of tenants of that class.
+Invariants: a slot has one tenant or is in the heap of free ones; generations number all the
+tenancies of a supervisor in order (PostgreSQL counts per slot), so that whoever sees two
+handles knows which worker was registered first; the parallel count is the number of tenants
+of that class.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections import deque
 from typing import Any
 
 from .._client.changes import Changes
+from .._ipc.channel import Channel
 from .._policy.life import Life, Rule
 from .._process.events import Launch
 from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
@@ -20,6 +23,7 @@ from ..spec import Flags, WorkerSpec
 from ..status import ExitStatus, WorkerState, WorkerStatus
 
 EXITS_KEPT = 16
+LAST_KEPT = 256
 PARALLEL = int(Flags.CLASS_PARALLEL)  # as plain numbers: an IntFlag's & costs 3 us
 
 
@@ -28,6 +32,7 @@ class RegisteredWorker:
 
     __slots__ = (
         "changes",
+        "client_end",
         "exits",
         "farewell",
         "fds",
@@ -70,6 +75,7 @@ class RegisteredWorker:
         self.farewell: tuple[int, str] | None = None
         self.exits: deque[ExitStatus] = deque(maxlen=EXITS_KEPT)
         self.changes = Changes()
+        self.client_end: Channel | None = None
 
     @property
     def exit(self) -> ExitStatus | None:
@@ -111,8 +117,15 @@ class RegisteredWorker:
         else:
             self.next_start_at = None
 
+    def close_client_end(self) -> None:
+        """Close our copy of what a launch has taken: then the other end hears of its end."""
+        if self.client_end is not None:
+            self.client_end.close()
+            self.client_end = None
+
     def release(self) -> None:
         """Give back the descriptors of its spec, and the bytes of its arguments."""
+        self.close_client_end()
         for fd in self.fds:
             os.close(fd)
         self.fds = ()
@@ -136,10 +149,12 @@ class Registry:
         self.max_parallel = max_parallel
         self.parallel = 0
         self._free = list(range(max_workers))
-        self._generations = [0] * max_workers
+        self._registered = 0
+        self.used = 0
         self._workers: dict[int, RegisteredWorker] = {}
         self._names: dict[str, list[RegisteredWorker]] = {}
         self._pids: dict[int, RegisteredWorker] = {}
+        self._last: dict[tuple[int, int], WorkerStatus] = {}
 
     def check(self, spec: WorkerSpec) -> None:
         """Raise what would refuse *spec* now; uses nothing up."""
@@ -162,8 +177,9 @@ class Registry:
     ) -> RegisteredWorker:
         """Give *spec* a slot; owns the descriptors from now on.  Never refuses: check first."""
         slot = heapq.heappop(self._free)
-        self._generations[slot] += 1
-        worker = RegisteredWorker(spec, slot, self._generations[slot], fields, payload, fds)
+        self._registered += 1
+        self.used = max(self.used, slot + 1)
+        worker = RegisteredWorker(spec, slot, self._registered, fields, payload, fds)
         self._workers[slot] = worker
         self._names.setdefault(spec.name, []).append(worker)
         self.parallel += worker.is_parallel
@@ -180,6 +196,24 @@ class Registry:
         self.set_pid(worker, None)
         worker.release()
         heapq.heappush(self._free, worker.slot)
+        self._remember(worker)
+
+    def _remember(self, worker: RegisteredWorker) -> None:
+        """Keep the last status for clients that ask late, LAST_KEPT of them."""
+        self._last[worker.slot, worker.generation] = worker.status()
+        if len(self._last) > LAST_KEPT:
+            del self._last[next(iter(self._last))]
+
+    def last_words(self, slot: int, generation: int) -> WorkerStatus:
+        """Return the last status of a worker that is over, or what can still be said of it."""
+        return self._last.get((slot, generation)) or WorkerStatus(
+            name="",
+            type="",
+            state=WorkerState.STOPPED,
+            slot=slot,
+            generation=generation,
+            reason="over; how it ended is forgotten",
+        )
 
     def set_pid(self, worker: RegisteredWorker, pid: int | None) -> None:
         if worker.pid is not None and self._pids.get(worker.pid) is worker:

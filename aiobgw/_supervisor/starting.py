@@ -28,6 +28,7 @@ async def start(core: Core) -> None:
     probe.interpreter(core.settings.python)
     core.stage = Stage.STARTING
     wanted = core.settings.reaper
+    await core.outside.take_place()
     core.open_parts("zygote" if wanted == "zygote" else "kernel")
     await _zygote_ready(core)
     status, kernel_does = await _rehearse(core)

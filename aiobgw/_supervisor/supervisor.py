@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, final
+from typing import Concatenate, ParamSpec, Self, TypeVar, final
 
 from .._client.changes import Changes
 from .._client.events import EventStream
 from .._client.guard import Guard
-from .._client.handle import Request, WorkerHandle
-from .._policy import life as happenings
+from .._client.handle import WorkerHandle
+from .._ipc.verbs import Verb
 from ..errors import SupervisorDied, SupervisorFailed
 from ..settings import Settings
 from ..spec import TOKEN_PREFIX, Phase, ShutdownMode, WorkerSpec
@@ -85,6 +84,7 @@ class Supervisor:
             core.advance(core.settings.start_phase)
             for worker in core.registry.all():
                 core.consider(worker)
+            core.outside.listen()
         except BaseException:
             self.abandon()
             raise
@@ -218,23 +218,8 @@ class Supervisor:
 
     def status(self) -> SupervisorStatus:
         """Return how the supervisor and its workers are now."""
-        core = self._core
-        core.check()
-        keeper = core.launcher.keeper if core.launcher is not None else None
-        return SupervisorStatus(
-            name=self.name,
-            pid=os.getpid(),
-            epoch=core.epoch,
-            phase=core.phase,
-            stopping=core.loop.situation.stop if core.loop is not None else None,
-            max_workers=core.settings.max_workers,
-            parallel_workers=core.registry.parallel,
-            max_parallel_workers=core.settings.max_parallel_workers,
-            spares=len(core.launcher.spares) if core.launcher is not None else 0,
-            zygote_pid=keeper.zygote.pid if keeper is not None and keeper.zygote else None,
-            reaper=core.reaper,
-            workers=tuple(worker.status() for worker in core.registry.all()),
-        )
+        self._core.check()
+        return self._core.status()
 
     def type_by_pid(self, pid: int) -> str | None:
         """Return the type of the worker with that pid (GetBackgroundWorkerTypeByPid)."""
@@ -311,29 +296,15 @@ class _LocalPort:
             self._core.check_alive()
         return self._worker.status()
 
+    look = status
+
     def exit_of(self, incarnation: int) -> ExitStatus | None:
         exits = self._worker.exits
         return next((exit for exit in exits if exit.incarnation == incarnation), None)
 
-    def request(self, request: Request, argument: int = 0) -> None:
+    def request(self, verb: Verb, argument: int = 0) -> None:
         core, worker = self._core, self._worker
         core.check()
-        if worker.is_over or core.loop is None:
-            if not worker.is_over and core.stage is Stage.NEW:
-                raise RuntimeError("the supervisor has not been started")
-            return
-        if request is Request.WAKE:
-            wanted = worker.spec.command is None
-            happening: Any = happenings.SignalAsked(signal.SIGUSR1) if wanted else None
-        else:
-            happening = _HAPPENINGS[request](argument)
-        if happening is not None:
-            core.loop.post(worker, happening)
-
-
-_HAPPENINGS: dict[Request, Callable[[int], happenings.Happening]] = {
-    Request.TERMINATE: lambda _: happenings.TerminateAsked(),
-    Request.KILL: lambda _: happenings.KillAsked(),
-    Request.RESTART: lambda _: happenings.RestartAsked(),
-    Request.SIGNAL: lambda signum: happenings.SignalAsked(signum),
-}
+        if core.stage is Stage.NEW and not worker.is_over:
+            raise RuntimeError("the supervisor has not been started")
+        core.ask(worker, verb, argument)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 from .._ipc import launch
 from .._ipc.channel import Channel
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..spec import WorkerSpec
+    from ..status import SupervisorStatus
 
 _current: CurrentWorker | None = None
 
@@ -42,10 +44,16 @@ class CurrentWorker:
     """This process as a worker."""
 
     def __init__(
-        self, order: Mapping[str, Any], channel: Channel, latches: Mapping[str, Latch]
+        self,
+        order: Mapping[str, Any],
+        channel: Channel,
+        latches: Mapping[str, Latch],
+        client_fd: int = -1,
     ) -> None:
         self._fields: dict[str, Any] = order["spec"]
         self._channel = channel
+        self._client_fd = client_fd
+        self._client: Any = None
         self._latch: Latch | None = None
         self._woken = False
         self._spec: WorkerSpec | None = None
@@ -98,6 +106,50 @@ class CurrentWorker:
             self._channel.send(frame, block=True)
         except OSError:
             pass  # the supervisor is gone, and the kernel is about to end this process
+
+    # With SHMEM_ACCESS: what clients of the supervisor can do.
+
+    @property
+    def client(self) -> Any:
+        """The way to the supervisor: a Client for async targets, else a BlockingClient.
+
+        Raises NotAttached without SHMEM_ACCESS.  Its first use waits for the supervisor, a
+        turn of its loop.
+        """
+        if self.pid != os.getpid():
+            raise WrongProcess("current_worker()")
+        if self._client_fd < 0:
+            raise NotAttached(
+                f"worker {self.name!r} has no way to the supervisor",
+                hint="register it with flags=Flags.SHMEM_ACCESS",
+            )
+        if self._client is None:
+            # By name: workers and clients meet only in what they share.
+            open_client = import_module("aiobgw._client.inside").open_client
+            self._client = open_client(self._client_fd, self.main_task is not None)
+        return self._client
+
+    def register(self, spec: WorkerSpec) -> Any:
+        """Register a worker: awaited in an async target, plain (and blocking) in a plain one.
+
+        Returns a WorkerHandle, or a BlockingHandle.  See ``Supervisor.register``; what this
+        worker registers does not end with it.
+        """
+        return self.client.register(spec)
+
+    def handles(self) -> list[Any]:
+        """Return the handles of the workers that hold a slot, the first registered first."""
+        handles: list[Any] = self.client.handles()
+        return handles
+
+    def get(self, name_or_token: str) -> Any:
+        """Return the newest worker of that name, or the one of that token; None if gone."""
+        return self.client.get(name_or_token)
+
+    def status(self) -> SupervisorStatus:
+        """Return how the supervisor and its workers are now, read from its board."""
+        status: SupervisorStatus = self.client.status()
+        return status
 
     def request_stop(self) -> bool:
         """Note that the end was asked for; return whether the main task awaits just that."""

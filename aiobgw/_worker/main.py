@@ -76,7 +76,7 @@ _REHEARSALS = [
             "loop": "",
         },
         "payload": dumps(((), {})),
-        "board": False,
+        "client": False,
         "latches": [],
     }
     for function in (_nothing, _nothing_async)
@@ -103,8 +103,7 @@ def _carry_out(
     """Become the worker of an order, call its target; return exit code and error text."""
     fields = order["spec"]
     payload = _payload(order, fds)
-    if order["board"]:
-        fds.pop(0)  # stays open: what a worker with SHMEM_ACCESS reads
+    client_fd = fds.pop(0) if order["client"] else -1
     latches = {name: Latch.adopt(fd) for name, fd in zip(order["latches"], fds, strict=True)}
     if fields["user"] is not None:
         _drop_privileges(fields["user"], channel, lifeline)
@@ -112,7 +111,7 @@ def _carry_out(
         _execute(os.fsdecode(payload).split("\0"), channel, lifeline)
 
     set_title(f"aiobgw: {order['supervisor']} worker {fields['name']}")
-    worker = context.CurrentWorker(order, channel, latches)
+    worker = context.CurrentWorker(order, channel, latches, client_fd)
     context.become(worker)
     handlers = Handlers(worker, rehearsal=rehearsal)
     handlers.install()

@@ -28,6 +28,7 @@ from aiobgw._ipc.board import (
 
 EPOCH = 0xFEDC_BA98_7654_3210
 SLOTS = 3
+FIRST = 64 + 16 + BODY_BYTES  # the record of slot 0: after the header and the supervisor's own
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_board_without_slots_is_a_board() -> None:
         assert reader.slots == 0
 
 
-@pytest.mark.parametrize("slot", [-1, SLOTS, 2**40])
+@pytest.mark.parametrize("slot", [-2, SLOTS, 2**40])
 def test_a_slot_that_is_not_there_is_refused(
     writer: BoardWriter, reader: BoardReader, slot: int
 ) -> None:
@@ -243,7 +244,7 @@ def test_a_board_that_is_not_sealed_is_refused(image: bytes, missing: int) -> No
     ("forge", "why"),
     [
         (lambda image: b"postgres" + image[8:], f"this is {LAYOUT}"),
-        (lambda image: image[:8] + b"\x02\0\0\0" + image[12:], "layout 2, this is 1"),
+        (lambda image: image[:8] + b"\x03\0\0\0" + image[12:], "layout 3, this is 2"),
         (lambda image: image[:12] + b"\xff\0\0\0" + image[16:], "layout"),
         (lambda image: image[:16] + b"\xff\0\0\0" + image[20:], "layout"),
         (lambda image: image[:20] + b"\xff\xff\0\0" + image[24:], "for 65535 slots"),
@@ -277,7 +278,7 @@ def test_a_record_that_does_not_fit_its_checksum_is_refused_within_the_bound(ima
 
 
 def test_a_length_beyond_the_record_is_refused(image: bytes) -> None:
-    at = 64 + 12
+    at = FIRST + 12
     assert image[at : at + 4] == (4).to_bytes(4, sys.byteorder)
     broken = image[:at] + b"\xff\xff\xff\xff" + image[at + 4 :]
     with forged(broken) as fd, closing(BoardReader(fd)) as reader:
@@ -344,7 +345,9 @@ def test_the_slots_beside_a_torn_record_are_still_read_at_once(
 ) -> None:
     writer.write(0, b"torn")
     writer.write(1, b"whole")
-    writer._memory[64:65] = bytes([writer._memory[64] | 1])  # as its killed writer left it
+    writer._memory[FIRST : FIRST + 1] = bytes(
+        [writer._memory[FIRST] | 1]
+    )  # as its killed writer left it
     _assert_torn(reader, 0)
     began = time.monotonic()
     assert reader.read(1) == b"whole"
@@ -355,7 +358,7 @@ def test_a_writer_that_goes_on_mends_a_torn_record(
     writer: BoardWriter, reader: BoardReader
 ) -> None:
     writer.write(0, b"one")
-    writer._memory[64:65] = bytes([writer._memory[64] | 1])
+    writer._memory[FIRST : FIRST + 1] = bytes([writer._memory[FIRST] | 1])
     writer.write(0, b"two")
     assert reader.read(0) == b"two"
 

@@ -1,4 +1,4 @@
-"""Forks of the host: what a supervisor owns must not live on in them.
+"""Forks of a process: what a supervisor or a client owns must not live on in them.
 
 A child of ``os.fork`` or multiprocessing's "fork" inherits the write end of the lifeline, and
 would hide the supervisor's death from the kernel; it inherits every channel, and would hide

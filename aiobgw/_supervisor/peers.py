@@ -1,0 +1,391 @@
+"""Peers: the clients of a supervisor, each on a channel of its own, none of them trusted.
+
+A peer can ask, and nothing else: what it sends is decoded strictly, checked as if it were a
+stranger's, and counted.  What it does not read waits here, bounded: answers (a peer whose
+answers wait is not read from), the workers it has to look at (one entry each, however often
+they change), and a count of the events it has missed.  It slows nobody down, and nobody is
+ever signalled.
+
+Invariants: a request is carried out within the call that read it, so that a peer killed at
+any moment has either asked or not.  A peer's subscriptions go with it.  No more descriptors
+are taken in than a message of its kind may bring, and what is not used is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from .._ipc import requests
+from .._ipc.channel import BrokenMessage, Channel
+from .._ipc.record import pack_status
+from .._ipc.verbs import Rights
+from .._policy.rate import Bucket
+from .._process.watcher import Watcher
+from ..errors import AccessDenied, AiobgwError, ProtocolMismatch
+from ..status import Event, EventsLost
+from .admission import admit
+
+if TYPE_CHECKING:
+    from .core import Core
+    from .registry import RegisteredWorker
+
+MESSAGES_PER_TURN = 4
+BURST, PER_SECOND = 4_000, 8_000
+ALL_BURST, ALL_PER_SECOND = 8_000, 16_000
+GARBAGE_COSTS = 100
+"""A message that is none costs as much as so many: who sends nothing else is soon slow."""
+
+HELLO_TIMEOUT = 5.0
+CHANGES_PER_MESSAGE = 12
+"""With a last status each, they fit into a message."""
+
+log = logging.getLogger("aiobgw")
+
+
+class Peers:
+    """All peers of a supervisor."""
+
+    def __init__(self, core: Core, watcher: Watcher) -> None:
+        self.core = core
+        self.watcher = watcher
+        self.bucket = Bucket(ALL_BURST, ALL_PER_SECOND)
+        self.behind: set[Peer] = set()
+        self._peers: set[Peer] = set()
+
+    @property
+    def clients(self) -> int:
+        """How many there are that connected."""
+        return sum(not peer.is_worker for peer in self._peers)
+
+    def add_worker(self, channel: Channel, name: str) -> None:
+        """Take the channel of a worker with SHMEM_ACCESS, which says hello if it wants to."""
+        self._add(Peer(self, channel, Rights.ADMINISTRATE, own=True, name=f"worker {name}"))
+
+    def add(self, channel: Channel, rights: Rights, *, own: bool, name: str) -> None:
+        """Take a client that connected, and has to say hello soon."""
+        peer = Peer(self, channel, rights, own=own, name=name)
+        self._add(peer)
+        self.watcher.timer(("hello", peer), time.monotonic() + HELLO_TIMEOUT, peer.too_late)
+
+    def _add(self, peer: Peer) -> None:
+        """Watch a peer; its channel is closed by the peer, or right here."""
+        try:
+            self.watcher.watch(peer.channel.fd, peer.on_ready, select.EPOLLIN)
+        except OSError:
+            peer.channel.close()
+            raise
+        self._peers.add(peer)
+
+    def discard(self, peer: Peer) -> None:
+        self._peers.discard(peer)
+        self.behind.discard(peer)
+
+    def flush(self) -> None:
+        """Tell who has to look at what, at the end of a turn: once each."""
+        behind, self.behind = self.behind, set()
+        for peer in behind:
+            peer.flush()
+
+    def close(self) -> None:
+        """Let all of them go, after what waits for them."""
+        self.flush()
+        for peer in list(self._peers):
+            peer.close()
+
+    def close_copies(self) -> None:
+        for peer in self._peers:
+            peer.channel.close()
+
+
+class Peer:
+    """One client."""
+
+    def __init__(
+        self, peers: Peers, channel: Channel, rights: Rights, *, own: bool, name: str
+    ) -> None:
+        self.channel = channel
+        self.rights = rights
+        self.own = own
+        self.name = name
+        self.is_worker = name.startswith("worker ")
+        self._peers = peers
+        self._core = peers.core
+        self._greeted = False
+        self._bucket = Bucket(BURST, PER_SECOND)
+        self._answers: deque[bytes] = deque()
+        self._events = select.EPOLLIN
+        self._held_back = False
+        self._blocked = False
+        self._watching: dict[RegisteredWorker, Callable[[], None]] = {}
+        self._changed: dict[tuple[int, int], RegisteredWorker | bytes] = {}
+        self._follows = False
+        self._lost = 0
+        self._open = True
+
+    # Reading.
+
+    def on_ready(self) -> None:
+        """Send what waits, then read some, unless answers still wait."""
+        self.flush()
+        for _ in range(MESSAGES_PER_TURN):
+            if not self._open or self._answers or not self._read():
+                return
+        self._hold_back()
+
+    def _read(self) -> bool:
+        """Read one message and carry it out; return whether there may be another."""
+        try:
+            data, fds = self.channel.receive(requests.REGISTER_FDS)
+        except BlockingIOError:
+            return False
+        except BrokenMessage:
+            self._garbage("too long, or too many descriptors")
+            return True
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self.close()
+            return False
+        try:
+            self._count(1)
+            self._take(data, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)  # what was used was taken out
+        return True
+
+    def _take(self, data: bytes, fds: list[int]) -> None:
+        try:
+            message = requests.read_request(data)
+        except requests.BadMessage as error:
+            self._garbage(str(error))
+            return
+        if fds and not isinstance(message, requests.Register):
+            self._garbage("unasked descriptors")
+        elif isinstance(message, requests.Hello):
+            self._hello(message)
+        elif not self._greeted:
+            self._refuse(0, ProtocolMismatch("a client says hello first"))
+            self.close()
+        else:
+            self._carry_out(message, fds)
+
+    def _carry_out(self, message: requests.ToSupervisor, fds: list[int]) -> None:
+        match message:
+            case requests.Register():
+                self._register(message, fds)
+            case requests.Ask(verb, slot, generation, argument):
+                worker = self._tenant(slot, generation)
+                if self.rights >= Rights.OPERATE and worker is not None:
+                    self._core.ask(worker, verb, argument)
+            case requests.Watch(slot, generation):
+                self._watch(slot, generation)
+            case requests.Unwatch(slot, generation):
+                worker = self._tenant(slot, generation)
+                if worker is not None:
+                    self._unwatch(worker)
+            case requests.Follow():
+                self._follow()
+            case requests.Unfollow():
+                self._unfollow()
+
+    def _count(self, tokens: int) -> None:
+        now = time.monotonic()
+        self._bucket.take(now, tokens)
+        self._peers.bucket.take(now, tokens)
+
+    def _garbage(self, why: str) -> None:
+        self._count(GARBAGE_COSTS)
+        log.debug("%s: a message that is none: %s", self.name, why)
+        self._refuse(0, ProtocolMismatch(f"no message of this protocol: {why}"))
+
+    def _hold_back(self) -> None:
+        """Do not read from one that has asked for too much, until that is made up for."""
+        now = time.monotonic()
+        at = max(self._bucket.free_at(now), self._peers.bucket.free_at(now))
+        if at > now:
+            self._held_back = True
+            self._listen()
+            self._peers.watcher.timer(("rate", self), at, self._go_on)
+
+    def _go_on(self) -> None:
+        self._held_back = False
+        self._listen()
+
+    def _listen(self) -> None:
+        """Ask for what can be used: no requests while answers wait, or after too many."""
+        reads = not self._held_back and not self._answers
+        events = select.EPOLLIN * reads | select.EPOLLOUT * self._blocked
+        if self._open and self._events != events:
+            self._events = events
+            self._peers.watcher.change(self.channel.fd, events)
+
+    # Requests.
+
+    def _hello(self, hello: requests.Hello) -> None:
+        if hello.wire != requests.WIRE:
+            theirs = f"a client of aiobgw {hello.version} (wire {hello.wire})"
+            error = ProtocolMismatch(f"{theirs}; this is {__version__} (wire {requests.WIRE})")
+            self._refuse(0, error)
+            self.close()
+        elif not self._greeted:
+            self._peers.watcher.cancel(("hello", self))
+            self._welcome()
+
+    def _welcome(self) -> None:
+        core = self._core
+        answer = requests.Welcome(
+            requests.WIRE, __version__, core.epoch, self.rights, core.settings.max_payload
+        )
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            self.channel.send(requests.pack(answer), (core.outside.share_board(), pidfd))
+            self._greeted = True
+        except OSError:
+            self.close()  # it asked before, and reads nothing
+        finally:
+            os.close(pidfd)
+
+    def too_late(self) -> None:
+        if not self._greeted:
+            self.close()
+
+    def _register(self, message: requests.Register, fds: list[int]) -> None:
+        try:
+            if self.rights < Rights.ADMINISTRATE:
+                raise AccessDenied("this process may not administrate here")
+            worker = admit(self._core, message, fds, own=self.own)
+        except AiobgwError as error:
+            self._refuse(message.number, error)
+            return
+        except OSError as error:
+            self._refuse(message.number, AiobgwError(f"the supervisor cannot: {error}"))
+            return
+        self._answer(requests.Accepted(message.number, worker.slot, worker.generation))
+        self._subscribe(worker)
+        self._core.consider(worker)
+
+    def _tenant(self, slot: int, generation: int) -> RegisteredWorker | None:
+        worker = self._core.registry.at(slot)
+        return worker if worker is not None and worker.generation == generation else None
+
+    # What it is told.
+
+    def _watch(self, slot: int, generation: int) -> None:
+        worker = self._tenant(slot, generation)
+        if worker is None:
+            body = pack_status(self._core.registry.last_words(slot, generation))
+            self._changed[slot, generation] = body
+            self._peers.behind.add(self)
+        else:
+            self._subscribe(worker)
+            self._note(worker)  # always once: it may have changed before this
+
+    def _subscribe(self, worker: RegisteredWorker) -> None:
+        if worker not in self._watching:
+            note = self._watching[worker] = partial(self._note, worker)
+            worker.changes.call(note)
+
+    def _unwatch(self, worker: RegisteredWorker) -> None:
+        note = self._watching.pop(worker, None)
+        if note is not None:
+            worker.changes.forget(note)
+
+    def _note(self, worker: RegisteredWorker) -> None:
+        key = (worker.slot, worker.generation)
+        if worker.is_over:
+            self._unwatch(worker)
+            self._changed[key] = pack_status(worker.status())
+        else:
+            self._changed[key] = worker
+        self._peers.behind.add(self)
+
+    def _follow(self) -> None:
+        if not self._follows:
+            self._follows = True
+            self._core.news.add(self)
+
+    def _unfollow(self) -> None:
+        self._follows = False
+        self._core.news.remove(self)
+
+    def push(self, event: Event) -> None:
+        """Send an event, or count that it was missed."""
+        if self._lost and self._offer(requests.happened(EventsLost(time.time(), self._lost))):
+            self._lost = 0
+        if self._lost or not self._offer(requests.happened(event)):
+            self._lost += 1
+            self._wait_for_room()
+
+    # Writing.
+
+    def _refuse(self, number: int, error: AiobgwError) -> None:
+        self._answer(requests.refused(number, error))
+
+    def _answer(self, message: requests.Message) -> None:
+        data = requests.pack(message)
+        if self._answers or not self._offer(data):
+            self._answers.append(data)
+            self._wait_for_room()
+
+    def flush(self) -> None:
+        """Send what waits, in order: answers, then what to look at."""
+        while self._open and self._answers:
+            if not self._offer(self._answers[0]):
+                self._wait_for_room()
+                return
+            self._answers.popleft()
+        while self._open and self._changed:
+            keys = list(self._changed)[:CHANGES_PER_MESSAGE]
+            if not self._offer(requests.pack(self._changes(keys))):
+                self._wait_for_room()
+                return
+            for key in keys:
+                del self._changed[key]
+        self._blocked = False
+        self._listen()
+
+    def _changes(self, keys: list[tuple[int, int]]) -> requests.Changed:
+        told: list[tuple[int, int, bytes | None]] = []
+        for slot, generation in keys:
+            what = self._changed[slot, generation]
+            told.append((slot, generation, what if isinstance(what, bytes) else None))
+        return requests.Changed(tuple(told))
+
+    def _offer(self, data: bytes) -> bool:
+        """Send without waiting; return whether it went (or never will: it is gone)."""
+        try:
+            self.channel.send(data)
+            return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.close()
+            return True
+
+    def _wait_for_room(self) -> None:
+        self._blocked = True
+        self._listen()
+
+    def close(self) -> None:
+        """Let it go, and all that it had asked to be told."""
+        if not self._open:
+            return
+        self._open = False
+        for name in ("hello", "rate"):
+            self._peers.watcher.cancel((name, self))
+        for worker in list(self._watching):
+            self._unwatch(worker)
+        if self._follows:
+            self._unfollow()
+        self._peers.watcher.unwatch(self.channel.fd)
+        self.channel.close()
+        self._peers.discard(self)
