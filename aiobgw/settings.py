@@ -3,11 +3,12 @@ reads options from elsewhere, is derived from these fields."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InvalidSpec
-from .spec import Phase, check_name
+from .spec import IMPORTABLE, Phase, check_name, importable_name, is_target_name
 
 
 def option(default: Any, text: str) -> Any:
@@ -28,6 +29,11 @@ class Settings:
     )
     spares: int = option(2, "processes kept waiting for an order, 0 to 1024")
     start_phase: Phase = option(Phase.RUNNING, "the phase in which it starts")
+    connector: str | Callable[..., object] | None = option(
+        None,
+        "what connects workers with DATABASE_CONNECTION: 'package.module:function', or a"
+        " module-level function (stored by name)",
+    )
     handle_signals: bool = option(
         False, "end on SIGTERM and SIGINT (FAST; again: IMMEDIATE) and SIGQUIT (IMMEDIATE)"
     )
@@ -54,11 +60,25 @@ class Settings:
         if not isinstance(self.start_phase, Phase):
             raise self._refused("start_phase", "an aiobgw.Phase")
         object.__setattr__(self, "preload", self._modules())
+        object.__setattr__(self, "connector", self._connector_name())
 
     def _modules(self) -> tuple[str, ...]:
         if isinstance(self.preload, str) or not all(isinstance(m, str) for m in self.preload):
             raise self._refused("preload", "a sequence of module names")
         return tuple(self.preload)
+
+    def _connector_name(self) -> str | None:
+        """Return the connector by the name under which a worker will find it."""
+        connector = self.connector
+        if isinstance(connector, str) and not is_target_name(connector):
+            raise self._refused("connector", "like 'package.module:function'")
+        if connector is None or isinstance(connector, str):
+            return connector
+
+        name = importable_name(connector)
+        if name is None:
+            raise self._refused("connector", IMPORTABLE)
+        return name
 
     def _refused(self, name: str, allowed: str) -> InvalidSpec:
         given = getattr(self, name)

@@ -37,6 +37,7 @@ PUBLIC = [
     "ExitStatus",
     "Exited",
     "Flags",
+    "Interrupted",
     "InvalidSpec",
     "Latch",
     "NeverStarted",
@@ -166,6 +167,7 @@ ERRORS: list[errors.AiobgwError] = [
     errors.WrongProcess("a handle"),
     errors.ProtocolMismatch("1, not 2"),
     errors.Unsupported("memfd"),
+    errors.Interrupted(),
 ]
 
 

@@ -31,7 +31,7 @@ from ..errors import (
     WrongProcess,
 )
 from ..settings import Settings
-from ..spec import Flags, Phase, ShutdownMode, WorkerSpec
+from ..spec import Flags, Phase, ShutdownMode, WorkerSpec, is_of_main, main_module
 from ..status import Closed, PhaseChanged, Stopping, ZygoteRestarted
 from .closing import Closing
 from .effects import Effects, duplicate
@@ -114,11 +114,14 @@ class Core:
         """Give *spec* a slot; raises what refuses it, with nothing used up."""
         if not isinstance(spec, WorkerSpec):
             raise InvalidSpec(f"a WorkerSpec is wanted, not {spec!r}")
-        if int(spec.flags) & DATABASE_CONNECTION:
-            raise InvalidSpec(f"worker {spec.name!r}: flags: this supervisor has no connector")
+        connects = bool(int(spec.flags) & DATABASE_CONNECTION)
+        if connects:
+            self._check_connector(spec)
         self.registry.check(spec)
         payload = pack_arguments(spec, self.settings.max_payload)
         fields = spec_fields(spec, payload)
+        if connects and fields["main"] is None and is_of_main(str(self.settings.connector)):
+            fields["main"] = main_module(spec.name, "the connector")
 
         fds: tuple[int, ...] = ()
         if len(payload) > INLINE_BYTES:
@@ -133,6 +136,13 @@ class Core:
         worker = self.registry.admit(spec, fields, inline, fds)
         self.news.registered(worker)
         return worker
+
+    def _check_connector(self, spec: WorkerSpec) -> None:
+        if self.settings.connector is None:
+            raise InvalidSpec(
+                f"worker {spec.name!r}: flags: this supervisor has no connector",
+                hint="Supervisor(connector='package.module:function')",
+            )
 
     def consider(self, worker: RegisteredWorker) -> None:
         """Start it if its gate is open; either way its life changes, and is published."""
@@ -154,7 +164,7 @@ class Core:
         assert self.board is not None
         self.reaper = reaper
         self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
-        self.effects = Effects(settings.name, self.epoch, self.registry, self.launcher, self.board)
+        self.effects = Effects(settings, self.epoch, self.registry, self.launcher, self.board)
         self.loop = Loop(
             self.registry,
             self.launcher,

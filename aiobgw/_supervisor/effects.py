@@ -17,11 +17,13 @@ from .._policy import life as happenings
 from .._policy.life import Action, Happening
 from .._process.events import Order
 from .._process.launcher import Launcher
+from ..settings import Settings
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
 from .registry import RegisteredWorker, Registry
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
+DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
 
 log = logging.getLogger("aiobgw")
 
@@ -31,13 +33,14 @@ class Effects:
 
     def __init__(
         self,
-        name: str,
+        settings: Settings,
         epoch: int,
         registry: Registry,
         launcher: Launcher,
         board: BoardWriter,
     ) -> None:
-        self._name = name
+        self._name = settings.name
+        self._connector = settings.connector
         self._epoch = epoch
         self._registry = registry
         self._launcher = launcher
@@ -75,7 +78,8 @@ class Effects:
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
     def _order(self, worker: RegisteredWorker) -> Order:
-        board = (self.share_board(),) if worker.fields["flags"] & SHMEM_ACCESS else ()
+        flags = worker.fields["flags"]
+        board = (self.share_board(),) if flags & SHMEM_ACCESS else ()
         data = protocol.pack_order(
             {
                 "supervisor": self._name,
@@ -87,6 +91,7 @@ class Effects:
                 "payload": worker.payload,
                 "board": bool(board),
                 "latches": list(worker.spec.latches),
+                "connector": self._connector if flags & DATABASE_CONNECTION else None,
             }
         )
         # Order of descriptors: arguments, board, latches; the worker takes them in turn.
