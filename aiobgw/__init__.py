@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .errors import AiobgwError as AiobgwError
     from .errors import AlreadyRegistered as AlreadyRegistered
     from .errors import AlreadyRunning as AlreadyRunning
+    from .errors import Interrupted as Interrupted
     from .errors import InvalidSpec as InvalidSpec
     from .errors import NeverStarted as NeverStarted
     from .errors import NoFreeSlot as NoFreeSlot
@@ -72,10 +73,10 @@ __version__ = "0.1.0"
 
 _NAMES_OF = {
     "errors": (
-        "AccessDenied AiobgwError AlreadyRegistered AlreadyRunning InvalidSpec NeverStarted"
-        " NoFreeSlot NotAttached PayloadTooLarge ProtocolMismatch ShuttingDown SupervisorDied"
-        " SupervisorFailed Terminated TooManyParallelWorkers Unsupported WorkerFailed"
-        " WrongProcess"
+        "AccessDenied AiobgwError AlreadyRegistered AlreadyRunning Interrupted InvalidSpec"
+        " NeverStarted NoFreeSlot NotAttached PayloadTooLarge ProtocolMismatch ShuttingDown"
+        " SupervisorDied SupervisorFailed Terminated TooManyParallelWorkers Unsupported"
+        " WorkerFailed WrongProcess"
     ),
     "settings": "Settings",
     "spec": "Flags Phase Restart ShutdownMode WorkerSpec",

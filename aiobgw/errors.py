@@ -157,6 +157,17 @@ class Unsupported(AiobgwError, RuntimeError):
     """This machine lacks something that aiobgw needs; found by trying it."""
 
 
+class Interrupted(AiobgwError):
+    """SIGINT came while a worker was in an ``interruptible()`` block, which has ended early.
+
+    The worker goes on.  The cause is what ended the action: a cancellation, a
+    KeyboardInterrupt, or the driver's own error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("SIGINT interrupted the action in hand")
+
+
 class Terminated(SystemExit):
     """Raised inside a plain target when SIGTERM asks it to end; its exit code is 1."""
 

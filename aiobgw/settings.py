@@ -4,11 +4,12 @@ reads options from elsewhere, is derived from these fields."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InvalidSpec
-from .spec import Phase, check_name
+from .spec import IMPORTABLE, Phase, check_name, importable_name, is_target_name
 
 
 def option(default: Any, text: str) -> Any:
@@ -38,6 +39,11 @@ class Settings:
     administrators: tuple[str | int, ...] = option((), "those that may also register workers")
     max_clients: int = option(128, "how many processes may be attached at once, 0 to 4096")
     start_phase: Phase = option(Phase.RUNNING, "the phase in which it starts")
+    connector: str | Callable[..., object] | None = option(
+        None,
+        "what connects workers with DATABASE_CONNECTION: 'package.module:function', or a"
+        " module-level function (stored by name)",
+    )
     handle_signals: bool = option(
         False, "end on SIGTERM and SIGINT (FAST; again: IMMEDIATE) and SIGQUIT (IMMEDIATE)"
     )
@@ -69,6 +75,7 @@ class Settings:
         for name in ("viewers", "operators", "administrators"):
             object.__setattr__(self, name, self._people(name))
         object.__setattr__(self, "preload", self._modules())
+        object.__setattr__(self, "connector", self._connector_name())
 
     def _modules(self) -> tuple[str, ...]:
         if isinstance(self.preload, str) or not all(isinstance(m, str) for m in self.preload):
@@ -81,6 +88,19 @@ class Settings:
         if not good:
             raise self._refused(name, "a sequence of users and groups")
         return tuple(entries)
+
+    def _connector_name(self) -> str | None:
+        """Return the connector by the name under which a worker will find it."""
+        connector = self.connector
+        if isinstance(connector, str) and not is_target_name(connector):
+            raise self._refused("connector", "like 'package.module:function'")
+        if connector is None or isinstance(connector, str):
+            return connector
+
+        name = importable_name(connector)
+        if name is None:
+            raise self._refused("connector", IMPORTABLE)
+        return name
 
     def _refused(self, name: str, allowed: str) -> InvalidSpec:
         given = getattr(self, name)

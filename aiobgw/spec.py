@@ -132,7 +132,7 @@ class WorkerSpec:
 
         if self.target is not None:
             self._default("target", _stored_by_name(self))
-            if str(self.target).partition(":")[0] in _MAIN and self.main is None:
+            if is_of_main(str(self.target)) and self.main is None:
                 self._default("main", main_module(self.name))
         if self.command is not None:
             self._default("command", tuple(self.command))
@@ -210,6 +210,9 @@ def _check_what_runs(spec: WorkerSpec) -> None:
         raise InvalidSpec.of(spec.name, "target, command", both, "must be one of the two")
     if spec.command is not None:
         _check_command(spec, spec.command)
+        if int(spec.flags) & _DATABASE_CONNECTION:
+            allowed = "of a command must not have DATABASE_CONNECTION: nobody would connect"
+            raise InvalidSpec.of(spec.name, "flags", spec.flags, allowed)
 
 
 def _check_command(spec: WorkerSpec, command: Sequence[str]) -> None:
@@ -281,7 +284,7 @@ def _are_latches(latches: object) -> bool:
 
 def _check_target(spec: WorkerSpec) -> None:
     if isinstance(spec.target, str):
-        if len(spec.target) > TARGET_LENGTH or not _TARGET.fullmatch(spec.target):
+        if not is_target_name(spec.target):
             raise InvalidSpec.of(
                 spec.name, "target", spec.target, "must look like 'package.module:function'"
             )
@@ -290,20 +293,33 @@ def _check_target(spec: WorkerSpec) -> None:
 
 
 def _stored_by_name(spec: WorkerSpec) -> str:
-    """Return the name under which a worker will find the target again."""
-    target = spec.target
-    if isinstance(target, str):
-        return target
+    if isinstance(spec.target, str):
+        return spec.target
+    name = importable_name(spec.target)
+    if name is None:
+        raise InvalidSpec.of(spec.name, "target", spec.target, f"must be {IMPORTABLE}")
+    return name
 
-    module = getattr(target, "__module__", None)
-    name = getattr(target, "__qualname__", None)
-    if not callable(target) or _find(module, name) is not target:
-        raise InvalidSpec.of(
-            spec.name,
-            "target",
-            target,
-            "must be importable by name (a module-level function; no lambda, no nested function)",
-        )
+
+IMPORTABLE = "importable by name (a module-level function; no lambda, no nested function)"
+
+
+def is_target_name(text: str) -> bool:
+    """Tell whether a text looks like "package.module:function"."""
+    return len(text) <= TARGET_LENGTH and _TARGET.fullmatch(text) is not None
+
+
+def is_of_main(name: str) -> bool:
+    """Tell whether "module:function" is of the main script, which a worker must load first."""
+    return name.partition(":")[0] in _MAIN
+
+
+def importable_name(function: object) -> str | None:
+    """Return the name under which a worker will find a function again, if there is one."""
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None)
+    if not callable(function) or _find(module, name) is not function:
+        return None
     return f"{'__main__' if module in _MAIN else module}:{name}"
 
 
@@ -317,7 +333,7 @@ def _find(module: object, name: object) -> object:
     return found
 
 
-def main_module(worker: str) -> str:
+def main_module(worker: str, what: str = "target") -> str:
     """Say how a worker can load the script that runs here: "path:FILE" or "module:NAME"."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
@@ -328,7 +344,7 @@ def main_module(worker: str) -> str:
     path = archive or getattr(main, "__file__", None)
     if path is None or not os.path.exists(path):
         error = InvalidSpec(
-            f"worker {worker!r}: target is a function of a main script that has no file"
+            f"worker {worker!r}: {what} is a function of a main script that has no file"
         )
         error.add_note("hint: with -c, on standard input and in notebooks, put it into a module")
         raise error

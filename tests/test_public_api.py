@@ -40,6 +40,7 @@ PUBLIC = [
     "ExitStatus",
     "Exited",
     "Flags",
+    "Interrupted",
     "InvalidSpec",
     "Latch",
     "NeverStarted",
@@ -171,6 +172,7 @@ ERRORS: list[errors.AiobgwError] = [
     errors.WrongProcess("a handle"),
     errors.ProtocolMismatch("1, not 2"),
     errors.Unsupported("memfd"),
+    errors.Interrupted(),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
@@ -58,6 +59,18 @@ def test_a_number_has_its_range_ends_included(name: str, most: int) -> None:
     [
         ({"reaper": "me"}, "reaper must be 'auto', 'kernel' or 'zygote', not 'me'"),
         ({"start_phase": 3}, "start_phase must be an aiobgw.Phase, not 3"),
+        ({"connector": "shop"}, "connector must be like 'package.module:function', not 'shop'"),
+        ({"connector": ""}, "connector must be like 'package.module:function', not ''"),
+        (
+            {"connector": len.__call__},
+            "connector must be importable by name (a module-level function; no lambda, no nested"
+            f" function), not {len.__call__!r}",
+        ),
+        (
+            {"connector": 3},
+            "connector must be importable by name (a module-level function; no"
+            " lambda, no nested function), not 3",
+        ),
         ({"preload": "json"}, "preload must be a sequence of module names, not 'json'"),
         ({"preload": ("json", 1)}, "preload must be a sequence of module names, not ('json', 1)"),
     ],
@@ -81,6 +94,12 @@ def test_modules_to_preload_may_come_as_a_list() -> None:
         "json",
         "email.policy",
     )
+
+
+@pytest.mark.parametrize("connector", [os.path.join, "posixpath:join"])
+def test_a_connector_is_stored_by_name(connector: Any) -> None:
+    assert Settings(connector=connector).connector == "posixpath:join"
+    assert Settings().connector is None
 
 
 @pytest.mark.parametrize("reaper", ["auto", "kernel", "zygote"])

@@ -142,6 +142,11 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         "target, command must be one of the two, not ('a:b', ('c',))",
     ),
     (
+        {"command": ["c"], "flags": SHMEM | DATABASE},
+        "flags of a command must not have DATABASE_CONNECTION: nobody would connect, not"
+        " <Flags.SHMEM_ACCESS|DATABASE_CONNECTION: 3>",
+    ),
+    (
         {"command": "sleep 60"},
         "command must be a list of words: the program, then its arguments, not 'sleep 60'",
     ),

@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-WIRE = 2
+WIRE = 3
 TEXT_BYTES = 8_000
 
 HELLO, FAILED, STARTED, READY, FAREWELL = b"H", b"X", b"S", b"R", b"F"
@@ -43,6 +43,7 @@ ORDER = (
     "payload",
     "client",
     "latches",
+    "connector",
     "spec",
 )
 SPEC = (

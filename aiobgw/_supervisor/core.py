@@ -35,7 +35,7 @@ from ..errors import (
     WrongProcess,
 )
 from ..settings import Settings
-from ..spec import Flags, Phase, ShutdownMode, WorkerSpec
+from ..spec import Flags, Phase, ShutdownMode, WorkerSpec, is_of_main, main_module
 from ..status import (
     Closed,
     PhaseChanged,
@@ -148,8 +148,11 @@ class Core:
         return self._enter(spec, spec_fields(spec, b""), payload, fds)
 
     def _check(self, spec: WorkerSpec) -> None:
-        if int(spec.flags) & DATABASE_CONNECTION:
-            raise InvalidSpec(f"worker {spec.name!r}: flags: this supervisor has no connector")
+        if int(spec.flags) & DATABASE_CONNECTION and self.settings.connector is None:
+            raise InvalidSpec(
+                f"worker {spec.name!r}: flags: this supervisor has no connector",
+                hint="Supervisor(connector='package.module:function')",
+            )
         self.registry.check(spec)
 
     def _enter(
@@ -159,6 +162,9 @@ class Core:
         payload: bytes | None,
         fds: tuple[int, ...],
     ) -> RegisteredWorker:
+        connects = int(spec.flags) & DATABASE_CONNECTION
+        if connects and fields["main"] is None and is_of_main(str(self.settings.connector)):
+            fields["main"] = main_module(spec.name, "the connector")
         worker = self.registry.admit(spec, fields, payload, fds)
         self.news.registered(worker)
         return worker
@@ -193,9 +199,7 @@ class Core:
         self.reaper = reaper
         self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
         self.outside.connect(self.launcher.watcher)
-        self.effects = Effects(
-            settings.name, self.epoch, self.registry, self.launcher, self.outside
-        )
+        self.effects = Effects(settings, self.epoch, self.registry, self.launcher, self.outside)
         self.loop = Loop(
             self.registry,
             self.launcher,

@@ -15,12 +15,14 @@ from .._policy import life as happenings
 from .._policy.life import Action, Happening
 from .._process.events import Order
 from .._process.launcher import Launcher
+from ..settings import Settings
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
+DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
 
 log = logging.getLogger("aiobgw")
 
@@ -30,13 +32,14 @@ class Effects:
 
     def __init__(
         self,
-        name: str,
+        settings: Settings,
         epoch: int,
         registry: Registry,
         launcher: Launcher,
         outside: Outside,
     ) -> None:
-        self._name = name
+        self._name = settings.name
+        self._connector = settings.connector
         self._epoch = epoch
         self._registry = registry
         self._launcher = launcher
@@ -76,6 +79,7 @@ class Effects:
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
     def _order(self, worker: RegisteredWorker) -> Order:
+        flags = worker.fields["flags"]
         client = () if worker.client_end is None else (worker.client_end.fd,)
         data = protocol.pack_order(
             {
@@ -88,6 +92,7 @@ class Effects:
                 "payload": worker.payload,
                 "client": bool(client),
                 "latches": list(worker.spec.latches),
+                "connector": self._connector if flags & DATABASE_CONNECTION else None,
             }
         )
         # Order of descriptors: arguments, channel, latches; the worker takes them in turn.

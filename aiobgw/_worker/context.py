@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ..spec import WorkerSpec
     from ..status import SupervisorStatus
+    from .connection import Database
+    from .interrupt import Interruptible
 
 _current: CurrentWorker | None = None
 
@@ -65,6 +67,7 @@ class CurrentWorker:
         self.generation: int = order["generation"]
         self.epoch: int = order["epoch"]
         self.latches = latches
+        self.database: Database | None = None
         self.stop_requested = False
 
     @property
@@ -100,6 +103,34 @@ class CurrentWorker:
     def ready(self) -> None:
         """Tell everybody who waits for it that this worker is ready.  Idempotent."""
         self._say(launch.ready())
+
+    @property
+    def connection(self) -> Any:
+        """What the supervisor's connector returned, from the target's first line to its last.
+
+        Raises NotAttached in a worker without ``Flags.DATABASE_CONNECTION``.
+        """
+        return self._connected().connection
+
+    def interruptible(self) -> Interruptible:
+        """Make a block that SIGINT ends early, and the worker not: ``Interrupted`` is raised.
+
+        ``async with`` in a coroutine: the block's task is cancelled.  ``with`` in plain code of
+        the main thread: the block gets KeyboardInterrupt, and a statement that runs in C is
+        ended by the connection's own ``interrupt()`` or ``cancel()``, if it has one.  Outside
+        such a block, and once the worker's end was asked for, SIGINT does nothing.
+
+        Raises NotAttached in a worker without ``Flags.DATABASE_CONNECTION``.
+        """
+        return self._connected().interrupts.block()
+
+    def _connected(self) -> Database:
+        if self.database is None:
+            raise NotAttached(
+                f"worker {self.name!r} has no database connection",
+                hint="register it with Flags.SHMEM_ACCESS | Flags.DATABASE_CONNECTION",
+            )
+        return self.database
 
     def _say(self, frame: bytes) -> None:
         try:

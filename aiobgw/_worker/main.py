@@ -11,7 +11,7 @@ from .._ipc import launch
 from .._ipc.channel import Channel
 from .._ipc.latch import Latch
 from ..errors import Terminated
-from . import context, target
+from . import connection, context, target
 from .signals import Handlers, restore_defaults
 from .title import set_title
 
@@ -52,7 +52,7 @@ async def _nothing_async() -> None:
     """Be the target of a rehearsal in an event loop."""
 
 
-_REHEARSALS = [
+_REHEARSALS: list[dict[str, Any]] = [
     {
         "supervisor": "",
         "epoch": 2**62,
@@ -78,6 +78,7 @@ _REHEARSALS = [
         "payload": dumps(((), {})),
         "client": False,
         "latches": [],
+        "connector": None,
     }
     for function in (_nothing, _nothing_async)
 ]
@@ -88,7 +89,7 @@ def main(
 ) -> NoReturn:
     """Carry out an order; does not return."""
     handlers, code, text = _carry_out(order, fds, channel, lifeline, prepared)
-    _end(code, text, handlers, channel)
+    _end(context.current_worker(), code, text, handlers, channel)
 
 
 def _carry_out(
@@ -112,6 +113,8 @@ def _carry_out(
 
     set_title(f"aiobgw: {order['supervisor']} worker {fields['name']}")
     worker = context.CurrentWorker(order, channel, latches, client_fd)
+    if order["connector"] is not None:
+        worker.database = connection.Database(worker, order["connector"])
     context.become(worker)
     handlers = Handlers(worker, rehearsal=rehearsal)
     handlers.install()
@@ -182,6 +185,8 @@ def _call(
     handlers: Handlers,
 ) -> None:
     if not is_async:
+        if worker.database is not None:
+            worker.database.open()
         result = begin()
         if not hasattr(result, "__await__"):
             return
@@ -236,9 +241,13 @@ def _join_threads() -> None:
                 thread.join()
 
 
-def _end(code: int, text: str, handlers: Handlers, channel: Channel) -> NoReturn:
+def _end(
+    worker: context.CurrentWorker, code: int, text: str, handlers: Handlers, channel: Channel
+) -> NoReturn:
     """Leave without finalising the interpreter, but not without what users rely on."""
     handlers.shut()  # again: the first time may have been interrupted
+    if worker.database is not None:
+        worker.database.close()
     atexit = sys.modules.get("atexit")
     try:
         if atexit is not None:

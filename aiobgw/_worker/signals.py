@@ -6,7 +6,8 @@ SIGTERM   async target: cancels its main task, once.  Plain target: sets ``stop_
           lost in ``__del__`` and in callbacks, but a ``finally`` at work is left alone.
 SIGQUIT   default action, without a core file: a Python handler never runs inside C code.
 SIGUSR1   sets the worker's latch.
-SIGHUP, SIGINT, SIGUSR2   handlers that do nothing: SIG_IGN would leak into subprocesses.
+SIGINT    ends the action in hand of a worker with a database connection (interrupt.py).
+SIGHUP, SIGUSR2, else SIGINT   handlers that do nothing: SIG_IGN would leak into subprocesses.
 
 They are blocked from the fork until ``open_all``: a SIGTERM that comes earlier waits.
 
@@ -99,8 +100,10 @@ class Handlers:
     def on_wake(self) -> None:
         self._worker.wake()
 
-    def on_term(self) -> None:
+    def on_term(self, frame: FrameType | None) -> None:
         self._worker.request_stop()
+        if self._worker.database is not None:
+            self._worker.database.interrupts.on_term(frame)
         if self._over or (self._raised is not None and self._raised() is not None):
             return  # it is on its way, through a cleanup perhaps
 
@@ -111,6 +114,11 @@ class Handlers:
             raise error
         finally:
             del error  # or its traceback would keep it alive, through this very frame
+
+    def on_int(self, frame: FrameType | None) -> None:
+        database = self._worker.database
+        if database is not None and not self._over:
+            database.interrupts.on_int(frame)
 
     def _repeat(self) -> None:
         """Have SIGTERM sent again every second, by a thread that nobody joins."""
@@ -137,7 +145,12 @@ def _on_wake(number: int, frame: FrameType | None) -> None:
 
 def _on_term(number: int, frame: FrameType | None) -> None:
     if _current is not None:
-        _current.on_term()
+        _current.on_term(frame)
+
+
+def _on_int(number: int, frame: FrameType | None) -> None:
+    if _current is not None:
+        _current.on_int(frame)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
@@ -149,7 +162,7 @@ _HANDLERS: dict[int, Any] = {
     SIGTERM: _on_term,
     SIGUSR1: _on_wake,
     SIGHUP: _nothing,
-    SIGINT: _nothing,
+    SIGINT: _on_int,
     SIGUSR2: _nothing,
     SIGQUIT: SIG_DFL,
 }

@@ -105,13 +105,13 @@ async def _main(worker: CurrentWorker, begin: Callable[[], Any], handlers: Handl
     loop = asyncio.get_running_loop()
     task = worker.main_task = asyncio.current_task()
     assert task is not None
-    cancelled = False
+    cancelled = over = False
 
     def on_term() -> None:
         # Once: a second SIGTERM must not cancel the target's cleanup again.
         nonlocal cancelled
         main_waits = worker.request_stop()
-        if not cancelled and not main_waits:
+        if not cancelled and not main_waits and not over:
             cancelled = True
             task.cancel()
 
@@ -119,7 +119,12 @@ async def _main(worker: CurrentWorker, begin: Callable[[], Any], handlers: Handl
     loop.add_signal_handler(SIGUSR1, worker.wake)
     handlers.open_term()
     try:
+        if worker.database is not None:
+            await worker.database.open_async()
         await begin()
     finally:
         # The loop gives its handlers back, which leaves SIGTERM deadly: it is over anyway.
         handlers.shut_term()
+        over = True
+        if worker.database is not None:
+            await worker.database.close_async()
