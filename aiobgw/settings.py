@@ -3,6 +3,7 @@ reads options from elsewhere, is derived from these fields."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,12 @@ class Settings:
     )
     spares: int = option(2, "processes kept waiting for an order, 0 to 1024")
     start_phase: Phase = option(Phase.RUNNING, "the phase in which it starts")
+    on_reset: Callable[[], object] | None = option(
+        None, "rebuilds the application's shared memory in a crash cycle; plain or async"
+    )
+    restart_after_crash: bool = option(
+        True, "go through a crash cycle after the crash of a shared worker; off: fail"
+    )
     handle_signals: bool = option(
         False, "end on SIGTERM and SIGINT (FAST; again: IMMEDIATE) and SIGQUIT (IMMEDIATE)"
     )
@@ -53,6 +60,8 @@ class Settings:
             raise self._refused("reaper", "'auto', 'kernel' or 'zygote'")
         if not isinstance(self.start_phase, Phase):
             raise self._refused("start_phase", "an aiobgw.Phase")
+        if self.on_reset is not None and not callable(self.on_reset):
+            raise self._refused("on_reset", "a function without parameters")
         object.__setattr__(self, "preload", self._modules())
 
     def _modules(self) -> tuple[str, ...]:

@@ -41,6 +41,19 @@ class Restart(enum.Enum):
     ALWAYS = "always"
 
 
+class CrashScope(enum.Enum):
+    """Whom the crash of a worker concerns.
+
+    ALL is PostgreSQL's rule for what is attached to shared memory: a worker that ends
+    without its farewell may leave that memory half-changed, so that all others of this scope
+    (the members) are ended, the application rebuilds its memory (``on_reset``), and they
+    start again.  Whoever ended it, ``kill()`` and a ``stop_timeout`` that ran out included.
+    """
+
+    WORKER = "worker"
+    ALL = "all"
+
+
 class Flags(enum.IntFlag):
     """What a worker may use, and the class it counts for (PostgreSQL's bits)."""
 
@@ -96,6 +109,7 @@ class WorkerSpec:
     restart       see Restart (default ON_FAILURE, for the parallel class NEVER)
     restart_delay seconds from an exit to the next start, 0 to 86,400, on the monotonic clock
     stop_timeout  seconds from the request to end until SIGKILL, 0 to 86,400
+    crash_scope   whom its crash concerns; ALL needs SHMEM_ACCESS and a target
     unique        refuse the registration while a worker of this name lives
     latches       latches of the registrant that the worker gets, by name (16 at most)
     loop          event loop of an async target: "asyncio" or "uvloop"
@@ -116,6 +130,7 @@ class WorkerSpec:
     restart: Restart = _UNSET
     restart_delay: float = 1.0
     stop_timeout: float = 10.0
+    crash_scope: CrashScope = CrashScope.WORKER
     unique: bool = False
     latches: Mapping[str, Latch] = field(default_factory=dict)
     loop: str = "asyncio"
@@ -234,7 +249,11 @@ def _is_word(word: object) -> bool:
 
 
 def _check_values(spec: WorkerSpec) -> None:
-    for name, kind in (("start_when", Phase), ("restart", Restart)):
+    for name, kind in (
+        ("start_when", Phase),
+        ("restart", Restart),
+        ("crash_scope", CrashScope),
+    ):
         if not isinstance(getattr(spec, name), kind):
             allowed = f"must be an aiobgw.{kind.__name__}"
             raise InvalidSpec.of(spec.name, name, getattr(spec, name), allowed)
@@ -346,6 +365,18 @@ def _check_user(spec: WorkerSpec) -> None:
         raise InvalidSpec.of(spec.name, "user", spec.user, "must not be set with SHMEM_ACCESS")
 
 
+def _check_crash_scope(spec: WorkerSpec) -> None:
+    if spec.crash_scope is CrashScope.WORKER:
+        return
+    if not int(spec.flags) & _SHMEM_ACCESS:
+        allowed = "of a worker without SHMEM_ACCESS must be CrashScope.WORKER"
+        raise InvalidSpec.of(spec.name, "crash_scope", spec.crash_scope, allowed)
+    if spec.command is not None:
+        # It says no farewell: each of its exits would count as a crash.
+        allowed = "of a command must be CrashScope.WORKER"
+        raise InvalidSpec.of(spec.name, "crash_scope", spec.crash_scope, allowed)
+
+
 # PostgreSQL's order first (SanityCheckBackgroundWorker), then ours.
 _CHECKS: tuple[Callable[[WorkerSpec], None], ...] = (
     _check_flags,
@@ -359,4 +390,5 @@ _CHECKS: tuple[Callable[[WorkerSpec], None], ...] = (
     _check_arguments,
     _check_target,
     _check_user,
+    _check_crash_scope,
 )

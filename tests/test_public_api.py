@@ -30,6 +30,8 @@ PUBLIC = [
     "AlreadyRegistered",
     "AlreadyRunning",
     "Closed",
+    "CrashCycle",
+    "CrashScope",
     "CurrentWorker",
     "Event",
     "EventsLost",

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar, final
 
 from ..errors import NeverStarted, SupervisorDied, WorkerFailed
 from ..spec import TOKEN_PREFIX
-from ..status import ExitStatus, WorkerState, WorkerStatus
+from ..status import ExitKind, ExitStatus, WorkerState, WorkerStatus
 from .changes import Changes
 from .guard import Guard
 
@@ -81,7 +81,11 @@ class WorkerHandle:
         self._port.request(Request.TERMINATE)
 
     def kill(self) -> None:
-        """End it for good, at once: SIGKILL to its process group; never restarted."""
+        """End it for good, at once: SIGKILL to its process group; never restarted.
+
+        With ``crash_scope=CrashScope.ALL`` this is a crash, as everything is that leaves
+        it no time for a farewell.
+        """
         self._port.request(Request.KILL)
 
     def signal(self, signum: int) -> None:
@@ -145,8 +149,6 @@ class WorkerHandle:
         status = self.status()
         between = status.state in (WorkerState.BACKOFF, WorkerState.STOPPED)
         wanted = 0 if between else max(1, status.incarnation)
-        if status.state is WorkerState.NOT_STARTED:
-            wanted = status.incarnation + 1
 
         def exited(status: WorkerStatus) -> ExitStatus | None:
             if _last_incarnation(status) >= wanted and status.exit is not None:
@@ -196,9 +198,16 @@ class WorkerHandle:
             await self._port.changes.wait()
 
     def _raise_unless_pending(self, status: WorkerStatus, seen: int) -> None:
-        """Raise NeverStarted if a launch ended since *seen*, or none is to come."""
-        waiting = status.state is WorkerState.BACKOFF and status.exit is not None
-        if waiting or status.state is WorkerState.STOPPED or _last_incarnation(status) > seen:
+        """Raise NeverStarted if a launch ended since *seen*, or none is to come.
+
+        One that was ended on request (an intended restart, a crash cycle) is followed by
+        another at once.
+        """
+        if status.state is WorkerState.STOPPED:
+            self._raise_never(status)
+        if status.exit is None or status.exit.kind is ExitKind.TERMINATED:
+            return
+        if status.state is WorkerState.BACKOFF or _last_incarnation(status) > seen:
             self._raise_never(status)
 
     def _raise_never(self, status: WorkerStatus) -> ExitStatus:

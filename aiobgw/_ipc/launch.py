@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-WIRE = 2
+WIRE = 3
 TEXT_BYTES = 8_000
 
 HELLO, FAILED, STARTED, READY, FAREWELL = b"H", b"X", b"S", b"R", b"F"
@@ -56,6 +56,7 @@ SPEC = (
     "restart",
     "restart_delay",
     "stop_timeout",
+    "crash_scope",
     "unique",
     "loop",
     "user",

@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Any
 
 from ..errors import InvalidSpec, PayloadTooLarge
-from ..spec import Flags, Phase, Restart, WorkerSpec, main_module
+from ..spec import CrashScope, Flags, Phase, Restart, WorkerSpec, main_module
 from ..status import ExitKind, ExitStatus, WorkerState, WorkerStatus
 from .board import BODY_BYTES
 
@@ -65,6 +65,7 @@ def spec_fields(spec: WorkerSpec, payload: bytes) -> dict[str, Any]:
         "restart": spec.restart.value,
         "restart_delay": float(spec.restart_delay),
         "stop_timeout": float(spec.stop_timeout),
+        "crash_scope": spec.crash_scope.value,
         "unique": bool(spec.unique),
         "loop": spec.loop,
         "user": spec.user,
@@ -86,6 +87,7 @@ def spec_of_fields(fields: dict[str, Any]) -> WorkerSpec:
     """Return the spec of a worker, in that worker: its arguments are in the target's hands."""
     values = dict(fields, flags=Flags(fields["flags"]), restart=Restart(fields["restart"]))
     values["start_when"] = Phase(fields["start_when"])
+    values["crash_scope"] = CrashScope(fields["crash_scope"])
     values["command"] = None
     return WorkerSpec(**values)
 

@@ -12,12 +12,12 @@ import os
 import secrets
 import threading
 import time
+from dataclasses import replace
 
 from .._client.changes import Changes
 from .._ipc.board import BoardWriter
 from .._ipc.record import INLINE_BYTES, pack_arguments, payload_memfd, spec_fields
 from .._policy import life as happenings
-from .._policy.life import Situation
 from .._policy.phases import stricter
 from .._process import events as process
 from .._process import forks, probe
@@ -34,6 +34,7 @@ from ..settings import Settings
 from ..spec import Flags, Phase, ShutdownMode, WorkerSpec
 from ..status import Closed, PhaseChanged, Stopping, ZygoteRestarted
 from .closing import Closing
+from .cycle import Cycle
 from .effects import Effects, duplicate
 from .loop import Loop
 from .news import News
@@ -74,6 +75,7 @@ class Core:
         self.loop: Loop | None = None
         self.effects: Effects | None = None
         self.closing: Closing | None = None
+        self.cycle = Cycle(settings, self.registry, self.news, fail=self.fail)
         self.zygote_event: asyncio.Future[process.ZygoteUp] | None = None
         self._thread = 0
         self._foreign = False
@@ -154,7 +156,14 @@ class Core:
         assert self.board is not None
         self.reaper = reaper
         self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
-        self.effects = Effects(settings.name, self.epoch, self.registry, self.launcher, self.board)
+        self.effects = Effects(
+            settings.name,
+            self.epoch,
+            self.registry,
+            self.launcher,
+            self.board,
+            begin_cycle=self.cycle.begin,
+        )
         self.loop = Loop(
             self.registry,
             self.launcher,
@@ -163,6 +172,7 @@ class Core:
             on_zygote=self._on_zygote,
             after_turn=self._after_turn,
         )
+        self.cycle.attach(self.loop, self.board)
         self.zygote_event = asyncio.get_running_loop().create_future()
         self.launcher.keeper.start()
         self.loop.turn()  # it may have failed already
@@ -204,7 +214,7 @@ class Core:
         """Open (or close) gates; nobody is stopped by it."""
         self.phase = phase
         if self.loop is not None:
-            self.loop.situation = Situation(phase, self.loop.situation.stop)
+            self.loop.situation = replace(self.loop.situation, phase=phase)
             self.news.publish(PhaseChanged(time.time(), phase))
             self.loop.post_all(happenings.Consider())
 
@@ -219,18 +229,21 @@ class Core:
         if holds is now:
             return
         self.stage = Stage.STOPPING
-        self.loop.situation = Situation(self.phase, holds)
+        self.loop.situation = replace(self.loop.situation, stop=holds)
+        self.cycle.cancel()
         self.news.publish(Stopping(time.time(), holds))
         self.loop.post_all(happenings.StopBegan())
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str, cause: BaseException | None = None) -> None:
         """Give up: end all workers, and have everybody who waits for the end know why."""
         if self.failure is None and self.stage in (Stage.OPEN, Stage.STOPPING):
             self.failure = SupervisorFailed(f"supervisor {self.settings.name!r}: {why}")
+            self.failure.__cause__ = cause
             self.changes.tell()
             self.stop(ShutdownMode.FAST)
 
     def _after_turn(self) -> None:
+        self.cycle.step()
         if self.stage is not Stage.STOPPING or self.launcher is None:
             return
         if self.closing is None:
@@ -257,6 +270,7 @@ class Core:
         if self._foreign or self.stage in (Stage.CLOSED, Stage.ABANDONED):
             return
         self.stage = Stage.ABANDONED
+        self.cycle.cancel()
         self.close_launcher()
         if self.board is not None:
             self.board.close()

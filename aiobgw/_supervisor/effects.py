@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import assert_never
 
 from .._ipc import launch as protocol
@@ -36,12 +37,15 @@ class Effects:
         registry: Registry,
         launcher: Launcher,
         board: BoardWriter,
+        *,
+        begin_cycle: Callable[[RegisteredWorker], None],
     ) -> None:
         self._name = name
         self._epoch = epoch
         self._registry = registry
         self._launcher = launcher
         self._board = board
+        self._begin_cycle = begin_cycle
         self._shared = False
 
     def perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
@@ -59,6 +63,8 @@ class Effects:
                     worker.launch = None
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
+            case actions.BeginCycle():
+                self._begin_cycle(worker)
             case actions.RecordUnknown(why):
                 self._record_unknown(worker, why)
             case actions.GiveUp():

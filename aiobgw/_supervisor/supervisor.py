@@ -233,6 +233,7 @@ class Supervisor:
             spares=len(core.launcher.spares) if core.launcher is not None else 0,
             zygote_pid=keeper.zygote.pid if keeper is not None and keeper.zygote else None,
             reaper=core.reaper,
+            cycle=core.cycle.number,
             workers=tuple(worker.status() for worker in core.registry.all()),
         )
 

@@ -68,6 +68,7 @@ _REHEARSALS = [
             "restart": "",
             "restart_delay": 1.0,
             "stop_timeout": 1.0,
+            "crash_scope": "",
             "unique": False,
             "command": False,
             "user": None,
