@@ -112,7 +112,8 @@ def _consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
     if not gate_open(life, situation):
         return life._replace(reason=gate_reason(life, situation)), ()
     made_before = life.failures or life.dropped  # and counted then
-    by_rule = life.state is WorkerState.BACKOFF and not (made_before or life.cycled or asked)
+    intended = asked or life.restart or life.cycled
+    by_rule = life.state is WorkerState.BACKOFF and not (made_before or intended)
     return _launch(life, restarts=life.restarts + by_rule)
 
 
@@ -212,7 +213,7 @@ def _follow(verdict: Verdict, life: Life, kind: ExitKind, situation: Situation, 
             waiting = over._replace(state=WorkerState.BACKOFF, restart=False)
             return _consider(waiting, situation, asked=True)
         case Verdict.AGAIN_AFTER_CYCLE:
-            return until_its_end(over._replace(state=WorkerState.BACKOFF, restart=False)), ()
+            return until_its_end(over._replace(state=WorkerState.BACKOFF)), ()
         case Verdict.AGAIN_AFTER_DELAY:
             at = now + life.rule.restart_delay
             reason = f"{kind.value} exit; waits {life.rule.restart_delay:g} s"

@@ -84,7 +84,7 @@ def after_exit(life: Life, kind: ExitKind, *, stopping: bool, cycle: bool = Fals
             # what was in the memory that is rebuilt.
             return Verdict.RETIRE
         case _ if life.restart:
-            return Verdict.AGAIN_NOW
+            return Verdict.AGAIN_AFTER_CYCLE if cycle else Verdict.AGAIN_NOW
         case (Restart.NEVER, _) | (Restart.ON_FAILURE, ExitKind.CLEAN):
             return Verdict.RETIRE
         case _ if cycle:

@@ -252,7 +252,8 @@ def _end(code: int, text: str, handlers: Handlers, channel: Channel) -> NoReturn
         text = text or f"{type(error).__name__}: {error}"
     _inject("before_farewell")
     try:
-        channel.send(launch.farewell(code, text))
+        # Waits for room if it must: without its farewell a member would count as crashed.
+        channel.send(launch.farewell(code, text), block=True)
     except OSError:
         pass  # nobody listens; the code is all there is
     os._exit(code)
