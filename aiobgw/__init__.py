@@ -45,12 +45,14 @@ if TYPE_CHECKING:
     from .errors import WorkerFailed as WorkerFailed
     from .errors import WrongProcess as WrongProcess
     from .settings import Settings as Settings
+    from .spec import CrashScope as CrashScope
     from .spec import Flags as Flags
     from .spec import Phase as Phase
     from .spec import Restart as Restart
     from .spec import ShutdownMode as ShutdownMode
     from .spec import WorkerSpec as WorkerSpec
     from .status import Closed as Closed
+    from .status import CrashCycle as CrashCycle
     from .status import Event as Event
     from .status import EventsLost as EventsLost
     from .status import Exited as Exited
@@ -79,10 +81,10 @@ _NAMES_OF = {
         " WorkerFailed WrongProcess"
     ),
     "settings": "Settings",
-    "spec": "Flags Phase Restart ShutdownMode WorkerSpec",
+    "spec": "CrashScope Flags Phase Restart ShutdownMode WorkerSpec",
     "status": (
-        "Closed Event EventsLost ExitKind ExitStatus Exited PhaseChanged Ready Registered"
-        " Restarting Retired Started Stopping SupervisorStatus WorkerEvent WorkerState"
+        "Closed CrashCycle Event EventsLost ExitKind ExitStatus Exited PhaseChanged Ready"
+        " Registered Restarting Retired Started Stopping SupervisorStatus WorkerEvent WorkerState"
         " WorkerStatus ZygoteRestarted"
     ),
     "_ipc.latch": "Latch",

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._names import IMPORTABLE, check_name, importable_name, is_target_name
 from .errors import InvalidSpec
-from .spec import IMPORTABLE, Phase, check_name, importable_name, is_target_name
+from .spec import Phase
 
 
 def option(default: Any, text: str) -> Any:
@@ -44,6 +45,12 @@ class Settings:
         "what connects workers with DATABASE_CONNECTION: 'package.module:function', or a"
         " module-level function (stored by name)",
     )
+    on_reset: Callable[[], object] | None = option(
+        None, "rebuilds the application's shared memory in a crash cycle; plain or async"
+    )
+    restart_after_crash: bool = option(
+        True, "go through a crash cycle after the crash of a shared worker; off: fail"
+    )
     handle_signals: bool = option(
         False, "end on SIGTERM and SIGINT (FAST; again: IMMEDIATE) and SIGQUIT (IMMEDIATE)"
     )
@@ -74,6 +81,8 @@ class Settings:
             raise self._refused("runtime_dir", "a path, True or None")
         for name in ("viewers", "operators", "administrators"):
             object.__setattr__(self, name, self._people(name))
+        if self.on_reset is not None and not callable(self.on_reset):
+            raise self._refused("on_reset", "a function without parameters")
         object.__setattr__(self, "preload", self._modules())
         object.__setattr__(self, "connector", self._connector_name())
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import enum
 import os
-import re
-import sys
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from ._names import (
+    IMPORTABLE,
+    check_name,
+    importable_name,
+    is_of_main,
+    is_target_name,
+    main_module,
+)
 from .errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -22,12 +27,9 @@ if TYPE_CHECKING:
 
     from ._ipc.latch import Latch
 
-NAME_BYTES = 95
 EXTRA_BYTES = 128
 LATCHES = 16
-TARGET_LENGTH = 1_000
 DAY = 86_400.0
-TOKEN_PREFIX = "aiobgw1:"
 
 
 class Restart(enum.Enum):
@@ -39,6 +41,19 @@ class Restart(enum.Enum):
     NEVER = "never"
     ON_FAILURE = "on-failure"
     ALWAYS = "always"
+
+
+class CrashScope(enum.Enum):
+    """Whom the crash of a worker concerns.
+
+    ALL is PostgreSQL's rule for what is attached to shared memory: a worker that ends
+    without its farewell may leave that memory half-changed, so that all others of this scope
+    (the members) are ended, the application rebuilds its memory (``on_reset``), and they
+    start again.  Whoever ended it, ``kill()`` and a ``stop_timeout`` that ran out included.
+    """
+
+    WORKER = "worker"
+    ALL = "all"
 
 
 class Flags(enum.IntFlag):
@@ -76,8 +91,6 @@ _CLASS_PARALLEL = int(Flags.CLASS_PARALLEL)
 _KNOWN_FLAGS = _SHMEM_ACCESS | _DATABASE_CONNECTION | _CLASS_PARALLEL
 
 _UNSET = cast("Restart", None)
-_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-_MAIN = ("__main__", "__mp_main__")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +109,7 @@ class WorkerSpec:
     restart       see Restart (default ON_FAILURE, for the parallel class NEVER)
     restart_delay seconds from an exit to the next start, 0 to 86,400, on the monotonic clock
     stop_timeout  seconds from the request to end until SIGKILL, 0 to 86,400
+    crash_scope   whom its crash concerns; ALL needs SHMEM_ACCESS and a target
     unique        refuse the registration while a worker of this name lives
     latches       latches of the registrant that the worker gets, by name (16 at most)
     loop          event loop of an async target: "asyncio" or "uvloop"
@@ -116,6 +130,7 @@ class WorkerSpec:
     restart: Restart = _UNSET
     restart_delay: float = 1.0
     stop_timeout: float = 10.0
+    crash_scope: CrashScope = CrashScope.WORKER
     unique: bool = False
     latches: Mapping[str, Latch] = field(default_factory=dict)
     loop: str = "asyncio"
@@ -186,24 +201,6 @@ def _check_names(spec: WorkerSpec) -> None:
         check_name(spec.name, name, getattr(spec, name))
 
 
-def check_name(worker: object, field: str, value: object) -> None:
-    """Raise InvalidSpec unless *value* is fit to be shown, listed and looked up."""
-    if not isinstance(value, str):
-        raise InvalidSpec.of(worker, field, value, "must be text")
-
-    size = len(value.encode("utf-8", "surrogatepass"))
-    if not 1 <= size <= NAME_BYTES:
-        raise InvalidSpec.of(worker, field, value, f"must be 1 to {NAME_BYTES} bytes of UTF-8")
-    if not value.isprintable() and not _UNSHOWN.isdisjoint(map(unicodedata.category, value)):
-        raise InvalidSpec.of(worker, field, value, "must have no control characters")
-    if value.startswith(TOKEN_PREFIX):
-        raise InvalidSpec.of(worker, field, value, f"must not begin like a token ({TOKEN_PREFIX})")
-
-
-# Control characters, halves of surrogate pairs, line and paragraph separators.
-_UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
-
-
 def _check_what_runs(spec: WorkerSpec) -> None:
     if (spec.target is None) == (spec.command is None):
         both = (spec.target, spec.command)
@@ -237,7 +234,11 @@ def _is_word(word: object) -> bool:
 
 
 def _check_values(spec: WorkerSpec) -> None:
-    for name, kind in (("start_when", Phase), ("restart", Restart)):
+    for name, kind in (
+        ("start_when", Phase),
+        ("restart", Restart),
+        ("crash_scope", CrashScope),
+    ):
         if not isinstance(getattr(spec, name), kind):
             allowed = f"must be an aiobgw.{kind.__name__}"
             raise InvalidSpec.of(spec.name, name, getattr(spec, name), allowed)
@@ -301,56 +302,6 @@ def _stored_by_name(spec: WorkerSpec) -> str:
     return name
 
 
-IMPORTABLE = "importable by name (a module-level function; no lambda, no nested function)"
-
-
-def is_target_name(text: str) -> bool:
-    """Tell whether a text looks like "package.module:function"."""
-    return len(text) <= TARGET_LENGTH and _TARGET.fullmatch(text) is not None
-
-
-def is_of_main(name: str) -> bool:
-    """Tell whether "module:function" is of the main script, which a worker must load first."""
-    return name.partition(":")[0] in _MAIN
-
-
-def importable_name(function: object) -> str | None:
-    """Return the name under which a worker will find a function again, if there is one."""
-    module = getattr(function, "__module__", None)
-    name = getattr(function, "__qualname__", None)
-    if not callable(function) or _find(module, name) is not function:
-        return None
-    return f"{'__main__' if module in _MAIN else module}:{name}"
-
-
-def _find(module: object, name: object) -> object:
-    if not isinstance(module, str) or not isinstance(name, str):
-        return None
-
-    found: object = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def main_module(worker: str, what: str = "target") -> str:
-    """Say how a worker can load the script that runs here: "path:FILE" or "module:NAME"."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name != "__main__":
-        return f"module:{spec.name}"
-
-    archive = getattr(getattr(main, "__loader__", None), "archive", None)
-    path = archive or getattr(main, "__file__", None)
-    if path is None or not os.path.exists(path):
-        error = InvalidSpec(
-            f"worker {worker!r}: {what} is a function of a main script that has no file"
-        )
-        error.add_note("hint: with -c, on standard input and in notebooks, put it into a module")
-        raise error
-    return f"path:{os.path.abspath(path)}"
-
-
 def _check_user(spec: WorkerSpec) -> None:
     if spec.user is None:
         return
@@ -360,6 +311,18 @@ def _check_user(spec: WorkerSpec) -> None:
     if int(spec.flags) & _SHMEM_ACCESS:
         # The board and the latches are shared among processes of one user only.
         raise InvalidSpec.of(spec.name, "user", spec.user, "must not be set with SHMEM_ACCESS")
+
+
+def _check_crash_scope(spec: WorkerSpec) -> None:
+    if spec.crash_scope is CrashScope.WORKER:
+        return
+    if not int(spec.flags) & _SHMEM_ACCESS:
+        allowed = "of a worker without SHMEM_ACCESS must be CrashScope.WORKER"
+        raise InvalidSpec.of(spec.name, "crash_scope", spec.crash_scope, allowed)
+    if spec.command is not None:
+        # It says no farewell: each of its exits would count as a crash.
+        allowed = "of a command must be CrashScope.WORKER"
+        raise InvalidSpec.of(spec.name, "crash_scope", spec.crash_scope, allowed)
 
 
 # PostgreSQL's order first (SanityCheckBackgroundWorker), then ours.
@@ -375,4 +338,5 @@ _CHECKS: tuple[Callable[[WorkerSpec], None], ...] = (
     _check_arguments,
     _check_target,
     _check_user,
+    _check_crash_scope,
 )

@@ -33,6 +33,10 @@ class ExitKind(enum.Enum):
     to end and did so in time is TERMINATED, whatever its code; what had to be killed because
     it did not is FAILED (it did not crash: we ended it).  UNKNOWN (the status could not be had)
     counts as a crash.
+
+    Members (``crash_scope=CrashScope.ALL``) are held to PostgreSQL's rule: without a farewell
+    0 and 1 are CRASHED, too.  A member that ends because another one crashed is TERMINATED, its
+    ``reason`` names the other one.
     """
 
     CLEAN = "clean"
@@ -111,7 +115,10 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorStatus:
-    """A supervisor at one moment, with the workers that hold a slot."""
+    """A supervisor at one moment, with the workers that hold a slot.
+
+    ``cycle`` counts the crash cycles that came to their end.
+    """
 
     name: str
     pid: int
@@ -124,6 +131,7 @@ class SupervisorStatus:
     spares: int
     zygote_pid: int | None
     reaper: str
+    cycle: int
     workers: tuple[WorkerStatus, ...]
 
 
@@ -176,6 +184,18 @@ class PhaseChanged(Event):
     """The start gates of another phase hold from now on."""
 
     phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class CrashCycle(Event):
+    """A crash cycle is over: its members have ended, ``on_reset`` has run, they start again.
+
+    ``name`` is the worker that crashed first, ``exit`` how; ``cycle`` is the cycle's number.
+    """
+
+    name: str
+    exit: ExitStatus
+    cycle: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ async def make_supervisor(anyio_backend: Any) -> AsyncIterator[MakeSupervisor]:
             await supervisor.shutdown(aiobgw.ShutdownMode.IMMEDIATE)
         except aiobgw.SupervisorDied:
             pass  # the test abandoned it
+    made.clear()  # pytest holds this function for longer, and an abandoned one its latches
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"_supervisor", "testing"}),
     frozenset({"_process", "_worker", "_client"}),
     frozenset({"_policy", "_ipc"}),
-    frozenset({"spec", "status", "settings"}),
+    frozenset({"spec", "status", "settings", "_names"}),
     frozenset({"errors"}),
     frozenset({"_inject", ""}),  # "": the root package's __init__
 )

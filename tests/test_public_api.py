@@ -33,6 +33,8 @@ PUBLIC = [
     "BlockingHandle",
     "Client",
     "Closed",
+    "CrashCycle",
+    "CrashScope",
     "CurrentWorker",
     "Event",
     "EventsLost",
@@ -133,7 +135,7 @@ import aiobgw
 aiobgw.WorkerSpec
 print(*sorted(name for name in sys.modules if name.startswith("aiobgw") or name == "asyncio"))
 """
-    assert run(source).split() == ["aiobgw", "aiobgw.errors", "aiobgw.spec"]
+    assert run(source).split() == ["aiobgw", "aiobgw._names", "aiobgw.errors", "aiobgw.spec"]
 
 
 @pytest.mark.parametrize("name", ["Latch", "NoFreeSlot", "current_worker", "WorkerStatus"])

@@ -23,6 +23,8 @@ def test_the_defaults_are_those_of_the_architecture() -> None:
     assert settings.preload == ()
     assert not settings.handle_signals
     assert settings.python is None
+    assert settings.on_reset is None
+    assert settings.restart_after_crash
 
 
 def test_every_option_explains_itself() -> None:
@@ -71,6 +73,7 @@ def test_a_number_has_its_range_ends_included(name: str, most: int) -> None:
             "connector must be importable by name (a module-level function; no"
             " lambda, no nested function), not 3",
         ),
+        ({"on_reset": "json"}, "on_reset must be a function without parameters, not 'json'"),
         ({"preload": "json"}, "preload must be a sequence of module names, not 'json'"),
         ({"preload": ("json", 1)}, "preload must be a sequence of module names, not ('json', 1)"),
     ],

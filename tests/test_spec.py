@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 
-from aiobgw import Flags, InvalidSpec, Latch, Phase, Restart, ShutdownMode, WorkerSpec
+from aiobgw import (
+    CrashScope,
+    Flags,
+    InvalidSpec,
+    Latch,
+    Phase,
+    Restart,
+    ShutdownMode,
+    WorkerSpec,
+)
 
 from . import targets
 from .procs import ROOT
@@ -133,6 +142,16 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         "restart of a CLASS_PARALLEL worker must be Restart.NEVER, not"
         " <Restart.ON_FAILURE: 'on-failure'>",
     ),
+    (
+        {"crash_scope": CrashScope.ALL},
+        "crash_scope of a worker without SHMEM_ACCESS must be CrashScope.WORKER, not"
+        " <CrashScope.ALL: 'all'>",
+    ),
+    (
+        {"crash_scope": CrashScope.ALL, "flags": SHMEM, "command": ["true"]},
+        "crash_scope of a command must be CrashScope.WORKER, not <CrashScope.ALL: 'all'>",
+    ),
+    ({"crash_scope": "all"}, "crash_scope must be an aiobgw.CrashScope, not 'all'"),
     ({"type": "a\x7f"}, "type must have no control characters, not 'a\\x7f'"),
     ({"type": "x" * 96}, f"type must be 1 to 95 bytes of UTF-8, not {'x' * 96!r}"),
     ({"type": 7}, "type must be text, not 7"),

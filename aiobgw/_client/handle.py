@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator
 from typing import TypeVar, final
 
 from .._ipc.verbs import Verb
+from .._names import TOKEN_PREFIX
 from ..errors import SupervisorDied, WorkerFailed
-from ..spec import TOKEN_PREFIX
 from ..status import ExitStatus, WorkerState, WorkerStatus
 from . import waits
 from .guard import Guard
@@ -45,7 +45,11 @@ class Handle:
         self._port.request(Verb.TERMINATE)
 
     def kill(self) -> None:
-        """End it for good, at once: SIGKILL to its process group; never restarted."""
+        """End it for good, at once: SIGKILL to its process group; never restarted.
+
+        With ``crash_scope=CrashScope.ALL`` this is a crash, as everything is that leaves
+        it no time for a farewell.
+        """
         self._port.request(Verb.KILL)
 
     def signal(self, signum: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..spec import TOKEN_PREFIX
+from .._names import TOKEN_PREFIX
 from .connection import Connection
 from .remote import RemotePort
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..errors import NeverStarted
-from ..status import ExitStatus, WorkerState, WorkerStatus
+from ..status import ExitKind, ExitStatus, WorkerState, WorkerStatus
 from .port import Port
 
 T = TypeVar("T")
@@ -52,8 +52,6 @@ def exit(port: Port) -> Look[ExitStatus]:
     status = port.status()
     between = status.state in (WorkerState.BACKOFF, WorkerState.STOPPED)
     wanted = 0 if between else max(1, status.incarnation)
-    if status.state is WorkerState.NOT_STARTED:
-        wanted = status.incarnation + 1
 
     def look(status: WorkerStatus) -> ExitStatus | None:
         if _last_incarnation(status) >= wanted and status.exit is not None:
@@ -84,9 +82,16 @@ def never_started(status: WorkerStatus) -> NeverStarted:
 
 
 def _raise_unless_pending(status: WorkerStatus, seen: int) -> None:
-    """Raise NeverStarted if a launch ended since *seen*, or none is to come."""
-    waiting = status.state is WorkerState.BACKOFF and status.exit is not None
-    if waiting or status.state is WorkerState.STOPPED or _last_incarnation(status) > seen:
+    """Raise NeverStarted if a launch ended since *seen*, or none is to come.
+
+    One that was ended on request (an intended restart, a crash cycle) is followed by another
+    at once.
+    """
+    if status.state is WorkerState.STOPPED:
+        raise never_started(status)
+    if status.exit is None or status.exit.kind is ExitKind.TERMINATED:
+        return
+    if status.state is WorkerState.BACKOFF or _last_incarnation(status) > seen:
         raise never_started(status)
 
 

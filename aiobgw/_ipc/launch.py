@@ -57,6 +57,7 @@ SPEC = (
     "restart",
     "restart_delay",
     "stop_timeout",
+    "crash_scope",
     "unique",
     "loop",
     "user",

@@ -13,8 +13,9 @@ import pickle
 from struct import Struct
 from typing import Any
 
+from .._names import main_module
 from ..errors import InvalidSpec, PayloadTooLarge
-from ..spec import Flags, Phase, Restart, ShutdownMode, WorkerSpec, main_module
+from ..spec import CrashScope, Flags, Phase, Restart, ShutdownMode, WorkerSpec
 from ..status import ExitKind, ExitStatus, SupervisorStatus, WorkerState, WorkerStatus
 from .board import BODY_BYTES
 
@@ -25,7 +26,7 @@ _STATES = tuple(WorkerState)
 _KINDS = tuple(ExitKind)
 _ABSENT = -(2**31)
 _STATUS = Struct("=QQQQdd B?BBiii HHHHH")
-_HEAD = Struct("=QiiBBIIIIIB")
+_HEAD = Struct("=QiiBBIIIIIBQ")
 _REAPERS = ("auto", "kernel", "zygote")
 _REASON_BYTES = 240
 _ERROR_BYTES = BODY_BYTES - _STATUS.size - 2 * 95 - 2 * _REASON_BYTES
@@ -67,6 +68,7 @@ def spec_fields(spec: WorkerSpec, payload: bytes) -> dict[str, Any]:
         "restart": spec.restart.value,
         "restart_delay": float(spec.restart_delay),
         "stop_timeout": float(spec.stop_timeout),
+        "crash_scope": spec.crash_scope.value,
         "unique": bool(spec.unique),
         "loop": spec.loop,
         "user": spec.user,
@@ -88,6 +90,7 @@ def spec_of_fields(fields: dict[str, Any]) -> WorkerSpec:
     """Return the spec of a worker, in that worker: its arguments are in the target's hands."""
     values = dict(fields, flags=Flags(fields["flags"]), restart=Restart(fields["restart"]))
     values["start_when"] = Phase(fields["start_when"])
+    values["crash_scope"] = CrashScope(fields["crash_scope"])
     values["command"] = None
     return WorkerSpec(**values)
 
@@ -191,6 +194,7 @@ def pack_head(status: SupervisorStatus, used: int) -> bytes:
         status.spares,
         used,
         _REAPERS.index(status.reaper),
+        status.cycle,
     )
     return fixed + _cut(status.name, 95)
 
@@ -198,7 +202,8 @@ def pack_head(status: SupervisorStatus, used: int) -> bytes:
 def unpack_head(body: bytes) -> tuple[SupervisorStatus, int]:
     """Return the status, without the workers, and how many slots were ever used."""
     fields = _HEAD.unpack_from(body)
-    epoch, pid, zygote_pid, phase, stopping, workers, parallel, most, spares, used, reaper = fields
+    epoch, pid, zygote_pid, phase, stopping, workers, parallel, most, spares, used = fields[:10]
+    reaper, cycle = fields[10:]
     status = SupervisorStatus(
         name=body[_HEAD.size :].decode("utf-8", "replace"),
         pid=pid,
@@ -211,6 +216,7 @@ def unpack_head(body: bytes) -> tuple[SupervisorStatus, int]:
         spares=spares,
         zygote_pid=zygote_pid or None,
         reaper=_REAPERS[reaper],
+        cycle=cycle,
         workers=(),
     )
     return status, used

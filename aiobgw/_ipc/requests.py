@@ -63,6 +63,7 @@ class Spec(Message, tag="spec"):
     loop: str
     user: str | int | None
     main: str | None
+    crash_scope: str
 
 
 class Register(Message, tag="register"):

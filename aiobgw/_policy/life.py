@@ -22,14 +22,16 @@ class Rule:
     restart_delay: float = 1.0
     stop_timeout: float = 10.0
     start_when: Phase = Phase.RUNNING
+    member: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What of the supervisor the rules depend on."""
+    """What of the supervisor the rules depend on; ``cycle``: a crash cycle is under way."""
 
     phase: Phase = Phase.RUNNING
     stop: ShutdownMode | None = None
+    cycle: bool = False
 
 
 class Due(enum.Enum):
@@ -46,7 +48,8 @@ class Life(NamedTuple):
     ``incarnation`` counts launches; a launch that reached no process is made again under
     the same number.  ``begun`` says that some incarnation started.  ``lost`` counts
     its launches that reached no process, ``failures`` those whose fork
-    failed.  ``overdue``: SIGKILL was sent because it did not end in time.
+    failed.  ``overdue``: SIGKILL was sent because it did not end in time.  ``cycled``: its
+    process was ended by a crash cycle that it did not begin; ``dropped``: its launch was.
 
     A named tuple: each decision makes a new one, in a tenth of dataclasses.replace's time.
     """
@@ -61,6 +64,8 @@ class Life(NamedTuple):
     kill: bool = False
     restart: bool = False
     overdue: bool = False
+    cycled: bool = False
+    dropped: bool = False
     signals: tuple[int, ...] = ()
     lost: int = 0
     failures: int = 0
@@ -94,9 +99,13 @@ class HasStarted:
 
 @dataclass(frozen=True, slots=True)
 class HasExited:
-    """Its process is over; what that means was classified before."""
+    """Its process is over; what that means was classified before.
+
+    ``abrupt``: it may have left in mid-work whatever it shares with others.
+    """
 
     kind: ExitKind
+    abrupt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +150,13 @@ class SignalAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class CycleBegan:
+    """A member crashed, and what the members share is not to be relied on any more."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopBegan:
     """The supervisor stops, or stops more strictly; the Situation says how."""
 
@@ -162,6 +178,7 @@ Happening = (
     | KillAsked
     | RestartAsked
     | SignalAsked
+    | CycleBegan
     | StopBegan
     | DeadlinePassed
 )
@@ -194,6 +211,11 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginCycle:
+    """Its end begins a crash cycle: tell all others (CycleBegan)."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecordUnknown:
     """Record an exit of unknown status: launch after launch reached no process."""
 
@@ -210,4 +232,4 @@ class Retire:
     """It is over for good: free the slot, then tell its waiters."""
 
 
-Action = Launch | Withdraw | Drop | Signal | RecordUnknown | GiveUp | Retire
+Action = Launch | Withdraw | Drop | Signal | BeginCycle | RecordUnknown | GiveUp | Retire

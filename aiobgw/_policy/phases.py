@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from ..spec import Phase, ShutdownMode
+from ..spec import ShutdownMode
+from .cycle import WAITS
 from .life import Life, Situation
 
 
 def gate_open(life: Life, situation: Situation) -> bool:
     """Tell whether a worker may start now.  Gates only hold back starts (PostgreSQL)."""
+    if situation.cycle and life.rule.member:
+        return False
     return situation.stop is None and situation.phase >= life.rule.start_when
 
 
-def gate_reason(start_when: Phase) -> str:
-    return f"waits for phase {start_when.name}"
+def gate_reason(life: Life, situation: Situation) -> str:
+    """Say what a worker waits for whose gate is closed, and no stop has begun."""
+    if situation.phase < life.rule.start_when:
+        return f"waits for phase {life.rule.start_when.name}"
+    return WAITS
 
 
 def stricter(now: ShutdownMode | None, asked: ShutdownMode) -> ShutdownMode:

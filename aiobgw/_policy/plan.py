@@ -13,11 +13,12 @@ from typing import assert_never
 from ..spec import Restart, ShutdownMode
 from ..status import ExitKind, WorkerState
 from .backoff import LAUNCH_ATTEMPTS, launch_delay
+from .cycle import cycle_began, lost_in_cycle, until_its_end
 from .life import (
-    Action,
+    BeginCycle,
     Consider,
+    CycleBegan,
     DeadlinePassed,
-    Drop,
     Due,
     GiveUp,
     Happening,
@@ -31,7 +32,6 @@ from .life import (
     Life,
     RecordUnknown,
     RestartAsked,
-    Retire,
     Signal,
     SignalAsked,
     Situation,
@@ -40,19 +40,15 @@ from .life import (
     Withdraw,
     Withdrawn,
 )
+from .moves import KILL_TIMEOUT, Plan, drop_and_retire, quit_now
+from .moves import WAITING as _WAITING
+from .moves import retire as _retire
 from .phases import gate_open, gate_reason
-from .restart import Verdict, after_exit
-
-KILL_TIMEOUT = 5.0
-"""Seconds from SIGQUIT to SIGKILL, and from SIGKILL until a process counts as unkillable
-(PostgreSQL's SIGKILL_CHILDREN_AFTER_SECS)."""
+from .restart import Verdict, after_exit, begins_cycle
 
 PENDING_SIGNALS = 16
 STOPPING = "the supervisor is stopping"
 
-Plan = tuple[Life, tuple[Action, ...]]
-
-_WAITING = (WorkerState.NOT_STARTED, WorkerState.BACKOFF)
 _UP = (WorkerState.STARTING, WorkerState.RUNNING)
 
 
@@ -68,8 +64,8 @@ def plan(life: Life, happening: Happening, situation: Situation, now: float) -> 
             return _said_hello(life, situation)
         case HasStarted():
             return _started(life)
-        case HasExited(kind):
-            return _exited(life, kind, situation, now)
+        case HasExited(kind, abrupt):
+            return _exited(life, kind, situation, now, abrupt=abrupt)
         case LaunchLost(why):
             return _launch_lost(life, why, situation, now)
         case LaunchFailed(why):
@@ -84,6 +80,8 @@ def plan(life: Life, happening: Happening, situation: Situation, now: float) -> 
             return _restart(life, situation, now)
         case SignalAsked(signum):
             return _signal(life, signum)
+        case CycleBegan(why):
+            return cycle_began(life, why, now)
         case StopBegan():
             return _stop(life, situation, now)
         case DeadlinePassed():
@@ -112,14 +110,16 @@ def _consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
     if life.state not in _WAITING or life.due is not None:
         return life, ()
     if not gate_open(life, situation):
-        return life._replace(reason=gate_reason(life.rule.start_when)), ()
-    by_rule = life.state is WorkerState.BACKOFF and not life.failures and not asked
+        return life._replace(reason=gate_reason(life, situation)), ()
+    made_before = life.failures or life.dropped  # and counted then
+    intended = asked or life.restart or life.cycled
+    by_rule = life.state is WorkerState.BACKOFF and not (made_before or intended)
     return _launch(life, restarts=life.restarts + by_rule)
 
 
 def _launch(life: Life, *, restarts: int | None = None) -> Plan:
     """Begin the next incarnation; a launch that reached no process keeps its number."""
-    again = bool(life.failures or life.lost)
+    again = bool(life.failures or life.lost or life.dropped)
     started = life._replace(
         state=WorkerState.STARTING,
         incarnation=life.incarnation + (0 if again else 1),
@@ -127,6 +127,8 @@ def _launch(life: Life, *, restarts: int | None = None) -> Plan:
         has_process=False,
         restart=False,
         overdue=False,
+        cycled=False,
+        dropped=False,
         signals=life.signals if again else (),
         deadline=None,
         due=None,
@@ -156,6 +158,8 @@ def _launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan
     life = life._replace(has_process=False, lost=life.lost + 1)
     if life.terminate or situation.stop is not None:
         return _retire(life, life.reason or STOPPING)
+    if situation.cycle and life.rule.member:
+        return lost_in_cycle(life)
     if life.lost < LAUNCH_ATTEMPTS:
         return _launch(life)
 
@@ -181,7 +185,18 @@ def _launch_failed(life: Life, why: str, situation: Situation, now: float) -> Pl
 # Ending.
 
 
-def _exited(life: Life, kind: ExitKind, situation: Situation, now: float) -> Plan:
+def _exited(
+    life: Life, kind: ExitKind, situation: Situation, now: float, *, abrupt: bool = False
+) -> Plan:
+    begins = begins_cycle(life, situation, abrupt=abrupt)
+    cycle = life.rule.member and (begins or situation.cycle)
+    stopping = situation.stop is not None
+    verdict = after_exit(life, kind, stopping=stopping, cycle=cycle)
+    life, actions = _follow(verdict, life, kind, situation, now)
+    return life, (BeginCycle(), *actions) if begins else actions
+
+
+def _follow(verdict: Verdict, life: Life, kind: ExitKind, situation: Situation, now: float) -> Plan:
     over = life._replace(
         has_process=False,
         lost=0,
@@ -191,28 +206,19 @@ def _exited(life: Life, kind: ExitKind, situation: Situation, now: float) -> Pla
         due=None,
         overdue=False,
     )
-    match after_exit(life, kind, stopping=situation.stop is not None):
+    match verdict:
         case Verdict.RETIRE:
             return _retire(over, life.reason or f"{kind.value} exit")
         case Verdict.AGAIN_NOW:
             waiting = over._replace(state=WorkerState.BACKOFF, restart=False)
             return _consider(waiting, situation, asked=True)
+        case Verdict.AGAIN_AFTER_CYCLE:
+            return until_its_end(over._replace(state=WorkerState.BACKOFF)), ()
         case Verdict.AGAIN_AFTER_DELAY:
             at = now + life.rule.restart_delay
             reason = f"{kind.value} exit; waits {life.rule.restart_delay:g} s"
             state = WorkerState.BACKOFF
             return over._replace(state=state, deadline=at, due=Due.START, reason=reason), ()
-
-
-def _retire(life: Life, reason: str) -> Plan:
-    over = life._replace(
-        state=WorkerState.STOPPED,
-        has_process=False,
-        deadline=None,
-        due=None,
-        reason=reason,
-    )
-    return over, (Retire(),)
 
 
 def _terminate(life: Life, reason: str, now: float) -> Plan:
@@ -279,23 +285,12 @@ def _stop(life: Life, situation: Situation, now: float) -> Plan:
     if life.state is WorkerState.STOPPING and life.due is None:
         return _unkillable(life, situation)  # it was given up on before
     if situation.stop is ShutdownMode.IMMEDIATE:
-        return _stop_at_once(life._replace(terminate=True, reason=life.reason or reason), now)
+        if not life.has_process:
+            return drop_and_retire(life._replace(terminate=True), life.reason or reason)
+        return quit_now(life._replace(terminate=True, reason=life.reason or reason), now)
     if situation.stop is ShutdownMode.FAST:
         return _terminate(life, reason, now)
     return life, ()  # SMART waits
-
-
-def _stop_at_once(life: Life, now: float) -> Plan:
-    if not life.has_process:
-        life, retired = _retire(life, life.reason)
-        return life, (Drop(), *retired)
-
-    due_at = now + KILL_TIMEOUT
-    if life.state is WorkerState.STOPPING and life.deadline is not None:
-        due_at = min(due_at, life.deadline)
-    due = Due.GIVE_UP if life.due is Due.GIVE_UP else Due.KILL
-    quitting = life._replace(state=WorkerState.STOPPING, deadline=due_at, due=due)
-    return quitting, (Signal(SIGQUIT),)
 
 
 def _stop_signal(situation: Situation) -> int:
@@ -320,11 +315,11 @@ def _start_again(life: Life, situation: Situation) -> Plan:
 
 def _overdue(life: Life, situation: Situation, now: float) -> Plan:
     if not life.has_process:
-        life, retired = _retire(life, f"{life.reason}; its launch never came up")
-        return life, (Drop(), *retired)
+        return drop_and_retire(life, f"{life.reason}; its launch never came up")
 
-    if situation.stop is ShutdownMode.IMMEDIATE:
+    if situation.stop is ShutdownMode.IMMEDIATE or life.cycled:
         late = f"killed: SIGQUIT did not end it within {KILL_TIMEOUT:g} s"
+        late = f"{life.reason}; {late}" if life.cycled else late
     else:
         late = f"killed: it did not end within stop_timeout ({life.rule.stop_timeout:g} s)"
     killed = life._replace(overdue=True, deadline=now + KILL_TIMEOUT, due=Due.GIVE_UP, reason=late)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .._ipc import requests
 from .._ipc.record import INLINE_BYTES
 from ..errors import AccessDenied, InvalidSpec, PayloadTooLarge
-from ..spec import Flags, Phase, Restart, WorkerSpec
+from ..spec import CrashScope, Flags, Phase, Restart, WorkerSpec
 
 if TYPE_CHECKING:
     from .core import Core
@@ -71,6 +71,7 @@ def _spec(message: requests.Register, latches: list[int]) -> WorkerSpec:
             loop=given.loop,
             user=given.user,
             main=given.main,
+            crash_scope=CrashScope(given.crash_scope),
         )
     except InvalidSpec:
         raise

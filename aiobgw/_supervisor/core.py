@@ -14,14 +14,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .._client.changes import Changes
 from .._ipc import forks
 from .._ipc.record import INLINE_BYTES, pack_arguments, payload_memfd, spec_fields
 from .._ipc.verbs import Verb
+from .._names import is_of_main, main_module
 from .._policy import life as happenings
-from .._policy.life import Situation
 from .._policy.phases import stricter
 from .._process import events as process
 from .._process import probe
@@ -35,7 +36,7 @@ from ..errors import (
     WrongProcess,
 )
 from ..settings import Settings
-from ..spec import Flags, Phase, ShutdownMode, WorkerSpec, is_of_main, main_module
+from ..spec import Flags, Phase, ShutdownMode, WorkerSpec
 from ..status import (
     Closed,
     PhaseChanged,
@@ -45,6 +46,7 @@ from ..status import (
     ZygoteRestarted,
 )
 from .closing import Closing
+from .cycle import Cycle
 from .effects import Effects, duplicate
 from .loop import Loop
 from .news import News
@@ -86,6 +88,7 @@ class Core:
         self.loop: Loop | None = None
         self.effects: Effects | None = None
         self.closing: Closing | None = None
+        self.cycle = Cycle(settings, self.registry, self.news, fail=self.fail)
         self.zygote_event: asyncio.Future[process.ZygoteUp] | None = None
         self._thread = 0
         self._foreign = False
@@ -199,7 +202,14 @@ class Core:
         self.reaper = reaper
         self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
         self.outside.connect(self.launcher.watcher)
-        self.effects = Effects(settings, self.epoch, self.registry, self.launcher, self.outside)
+        self.effects = Effects(
+            settings,
+            self.epoch,
+            self.registry,
+            self.launcher,
+            self.outside,
+            begin_cycle=self.cycle.begin,
+        )
         self.loop = Loop(
             self.registry,
             self.launcher,
@@ -209,6 +219,7 @@ class Core:
             publish=self.outside.publish,
             after_turn=self._after_turn,
         )
+        self.cycle.attach(self.loop, self.outside.publish_cycle)
         self.zygote_event = asyncio.get_running_loop().create_future()
         self.launcher.keeper.start()
         self.loop.turn()  # it may have failed already
@@ -251,7 +262,7 @@ class Core:
         """Open (or close) gates; nobody is stopped by it."""
         self.phase = phase
         if self.loop is not None:
-            self.loop.situation = Situation(phase, self.loop.situation.stop)
+            self.loop.situation = replace(self.loop.situation, phase=phase)
             self.news.publish(PhaseChanged(time.time(), phase))
             self.loop.post_all(happenings.Consider())
 
@@ -266,19 +277,22 @@ class Core:
         if holds is now:
             return
         self.stage = Stage.STOPPING
-        self.loop.situation = Situation(self.phase, holds)
+        self.loop.situation = replace(self.loop.situation, stop=holds)
+        self.cycle.cancel()
         self.news.publish(Stopping(time.time(), holds))
         self.loop.post_all(happenings.StopBegan())
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str, cause: BaseException | None = None) -> None:
         """Give up: end all workers, and have everybody who waits for the end know why."""
         if self.failure is None and self.stage in (Stage.OPEN, Stage.STOPPING):
             self.failure = SupervisorFailed(f"supervisor {self.settings.name!r}: {why}")
+            self.failure.__cause__ = cause
             self.changes.tell()
             self.stop(ShutdownMode.FAST)
 
     def _after_turn(self) -> None:
         self.outside.flush()
+        self.cycle.step()
         if self.stage is not Stage.STOPPING or self.launcher is None:
             return
         if self.closing is None:
@@ -304,6 +318,7 @@ class Core:
         if self._foreign or self.stage in (Stage.CLOSED, Stage.ABANDONED):
             return
         self.stage = Stage.ABANDONED
+        self.cycle.cancel()
         self.outside.hang_up()
         self.close_launcher()
         self.outside.close()
@@ -340,6 +355,7 @@ class Core:
             spares=len(launcher.spares) if launcher is not None else 0,
             zygote_pid=zygote.pid if zygote is not None else None,
             reaper=self.reaper,
+            cycle=self.cycle.number,
             workers=workers,
         )
 

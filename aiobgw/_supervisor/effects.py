@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import assert_never
 
 from .._ipc import launch as protocol
@@ -37,6 +38,8 @@ class Effects:
         registry: Registry,
         launcher: Launcher,
         outside: Outside,
+        *,
+        begin_cycle: Callable[[RegisteredWorker], None],
     ) -> None:
         self._name = settings.name
         self._connector = settings.connector
@@ -44,6 +47,7 @@ class Effects:
         self._registry = registry
         self._launcher = launcher
         self._outside = outside
+        self._begin_cycle = begin_cycle
 
     def perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
         """Carry out one action; return what it led to at once, if anything."""
@@ -60,6 +64,8 @@ class Effects:
                     worker.launch = None
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
+            case actions.BeginCycle():
+                self._begin_cycle(worker)
             case actions.RecordUnknown(why):
                 self._record_unknown(worker, why)
             case actions.GiveUp():

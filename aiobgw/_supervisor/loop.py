@@ -17,11 +17,11 @@ from .._policy import life as happenings
 from .._policy.deadlines import Deadlines
 from .._policy.life import Action, Happening, Situation
 from .._policy.plan import plan
-from .._policy.restart import exit_kind
+from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
 from .._process.exits import meaning
 from .._process.launcher import Launcher
-from ..status import ExitStatus, WorkerState
+from ..status import ExitKind, ExitStatus, WorkerState
 from .effects import Effects
 from .news import News
 from .registry import RegisteredWorker, Registry
@@ -248,7 +248,8 @@ class Loop:
         level = logging.DEBUG if exit.ok else logging.WARNING
         log.log(level, "worker %s (%s): %s", worker.spec.name, worker.spec.type, exit)
         self._news.exited(worker)
-        self._decide(worker, happenings.HasExited(exit.kind))
+        abrupt = is_abrupt(signal=exit.signal, farewell=worker.farewell is not None)
+        self._decide(worker, happenings.HasExited(exit.kind, abrupt))
 
     def _exit_status(
         self, worker: RegisteredWorker, status: int | None, failure: str | None
@@ -264,14 +265,17 @@ class Loop:
             command=worker.spec.command is not None,
             asked=life.asked,
             overdue=life.overdue,
+            member=life.rule.member,
+            cycled=life.cycled,
         )
+        by_us = life.asked or life.overdue or kind is ExitKind.TERMINATED
         text = worker.farewell[1] if worker.farewell is not None else failure
         return ExitStatus(
             incarnation=life.incarnation,
             kind=kind,
             code=code,
             signal=signal,
-            reason=life.reason if life.asked else failure or "",
+            reason=life.reason if by_us else failure or "",
             error=text or None,
             name=worker.spec.name,
         )

@@ -95,6 +95,13 @@ class Outside:
             self._head = head
             self._board.write(HEAD, head)
 
+    def publish_cycle(self, number: int) -> None:
+        """Publish how many crash cycles there were."""
+        if self._board is not None:
+            self._board.set_cycle(number)
+        if self._shared:
+            self._publish_head()
+
     # Peers.
 
     def channel_for(self, name: str) -> Channel:

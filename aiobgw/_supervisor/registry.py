@@ -19,7 +19,7 @@ from .._ipc.channel import Channel
 from .._policy.life import Life, Rule
 from .._process.events import Launch
 from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
-from ..spec import Flags, WorkerSpec
+from ..spec import CrashScope, Flags, WorkerSpec
 from ..status import ExitStatus, WorkerState, WorkerStatus
 
 EXITS_KEPT = 16
@@ -138,6 +138,7 @@ def _rule(spec: WorkerSpec) -> Rule:
         restart_delay=spec.restart_delay,
         stop_timeout=spec.stop_timeout,
         start_when=spec.start_when,
+        member=spec.crash_scope is CrashScope.ALL,
     )
 
 

@@ -15,9 +15,10 @@ from .._client.events import EventStream
 from .._client.guard import Guard
 from .._client.handle import WorkerHandle
 from .._ipc.verbs import Verb
+from .._names import TOKEN_PREFIX
 from ..errors import SupervisorDied, SupervisorFailed
 from ..settings import Settings
-from ..spec import TOKEN_PREFIX, Phase, ShutdownMode, WorkerSpec
+from ..spec import Phase, ShutdownMode, WorkerSpec
 from ..status import ExitStatus, SupervisorStatus, WorkerStatus
 from .core import Core, Stage
 from .registry import RegisteredWorker
@@ -141,6 +142,8 @@ class Supervisor:
         core = self._core
         while core.stage in (Stage.STARTING, Stage.OPEN, Stage.STOPPING):
             await core.changes.wait()
+        # It would keep the core, and with it a failure whose traceback may lead back here.
+        self._finaliser.detach()
         if core.stage is Stage.ABANDONED:
             raise SupervisorDied(f"supervisor {self.name!r} was abandoned")
 
@@ -152,6 +155,7 @@ class Supervisor:
         """
         self._restore_signals()
         self._core.abandon()
+        self._finaliser.detach()
 
     def guard(self) -> Guard:
         """Return an ``async with`` block that is cancelled when the supervisor fails.

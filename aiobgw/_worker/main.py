@@ -68,6 +68,7 @@ _REHEARSALS: list[dict[str, Any]] = [
             "restart": "",
             "restart_delay": 1.0,
             "stop_timeout": 1.0,
+            "crash_scope": "",
             "unique": False,
             "command": False,
             "user": None,
@@ -259,7 +260,8 @@ def _end(
         text = text or f"{type(error).__name__}: {error}"
     _inject("before_farewell")
     try:
-        channel.send(launch.farewell(code, text))
+        # Waits for room if it must: without its farewell a member would count as crashed.
+        channel.send(launch.farewell(code, text), block=True)
     except OSError:
         pass  # nobody listens; the code is all there is
     os._exit(code)

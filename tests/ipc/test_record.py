@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiobgw import (
+    CrashScope,
     ExitKind,
     ExitStatus,
     Flags,
@@ -215,6 +216,7 @@ def test_what_a_worker_knows_of_its_spec_survives_the_way() -> None:
         restart=Restart.NEVER,
         restart_delay=2,
         stop_timeout=3,
+        crash_scope=CrashScope.ALL,
         unique=True,
         loop="uvloop",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from signal import SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
 
@@ -13,7 +13,9 @@ import pytest
 from aiobgw._policy.deadlines import Deadlines
 from aiobgw._policy.life import (
     Action,
+    BeginCycle,
     Consider,
+    CycleBegan,
     DeadlinePassed,
     Drop,
     GiveUp,
@@ -64,6 +66,7 @@ class Attempt:
     alive: bool = False  # it said hello
     started: bool = False
     doomed: bool = False  # it got a signal that it will end by
+    abrupt: bool = False  # and that without a farewell
     obeys: bool = True
     can_die: bool = True
 
@@ -77,6 +80,7 @@ class Tenant:
     life: Life
     attempt: Attempt | None = None
     final: bool = False  # its end for good was asked for
+    forgotten: bool = False  # never restarted, and there when a crash cycle began
     given_up: bool = False
     freed: int = 0
     launches: int = 0
@@ -95,6 +99,8 @@ class History:
     free: list[int] = field(default_factory=lambda: list(range(SLOTS)))
     generations: list[int] = field(default_factory=lambda: [0] * SLOTS)
     deadlines: Deadlines = field(default_factory=Deadlines)
+    requests: deque[tuple[Tenant, Happening]] = field(default_factory=deque)
+    cycles: int = 0
     log: deque[str] = field(default_factory=lambda: deque(maxlen=25))
 
     # The supervisor: as _supervisor.loop does it.
@@ -130,6 +136,8 @@ class History:
                 tenant.attempt = None
             case Signal(signum, group):
                 self.signal(tenant, signum, group)
+            case BeginCycle():
+                self.begin_cycle(tenant)
             case RecordUnknown():
                 assert tenant.attempt is None, "an unknown exit of what is still there"
             case GiveUp():
@@ -142,6 +150,8 @@ class History:
         assert not tenant.final, "a launch after terminate"
         assert self.situation.stop is None, "a launch after a stop began"
         assert tenant.attempt is None, "two launches at once"
+        assert not tenant.forgotten, "a launch of who was forgotten"
+        assert not (self.situation.cycle and tenant.life.rule.member), "a launch in a cycle"
         tenant.launches += 1
         tenant.attempt = Attempt(
             obeys=self.random.random() < 0.7, can_die=self.random.random() < 0.97
@@ -151,6 +161,8 @@ class History:
         attempt = tenant.attempt
         assert attempt is not None and attempt.alive, "a signal for nobody"
         assert group == (signum == SIGKILL), "only SIGKILL is for the whole group"
+        if signum in (SIGKILL, SIGQUIT):
+            attempt.abrupt = True
         if signum == SIGKILL:
             attempt.doomed = attempt.can_die
         elif signum in (SIGTERM, SIGQUIT):
@@ -163,6 +175,40 @@ class History:
         tenant.freed += 1
         del self.tenants[tenant.slot]
         self.free.append(tenant.slot)
+
+    # The crash cycle: as _supervisor.cycle does it.
+
+    def members(self) -> list[Tenant]:
+        return [tenant for tenant in self.tenants.values() if tenant.life.rule.member]
+
+    def begin_cycle(self, crashed: Tenant) -> None:
+        assert crashed.life.rule.member, "a cycle for who is no member"
+        assert not self.situation.cycle, "a cycle within a cycle"
+        assert self.situation.stop is None, "a cycle in a stop"
+        self.situation = replace(self.situation, cycle=True)
+        for tenant in self.members():
+            tenant.forgotten = tenant.life.rule.restart is Restart.NEVER
+        self.requests.extend((t, CycleBegan("one crashed")) for t in self.tenants.values())
+
+    def take_requests(self) -> None:
+        while self.requests:
+            self.decide(*self.requests.popleft())
+
+    def end_cycle(self) -> None:
+        """End the cycle if its members have ended."""
+        if not self.situation.cycle or self.situation.stop is not None:
+            return
+        if any(tenant.life.state not in WAITING for tenant in self.members()):
+            return
+        assert not any(t.attempt is not None for t in self.members()), "a reset under a process"
+        assert not any(t.forgotten for t in self.members()), "somebody was not forgotten"
+        self.cycles += 1
+        self.situation = replace(self.situation, cycle=False)
+        for tenant in list(self.tenants.values()):
+            self.decide(tenant, Consider())
+        for tenant in self.members():
+            waits = tenant.life.state in WAITING
+            assert not waits or not gate_open(tenant.life, self.situation), "left behind"
 
     # What may happen.
 
@@ -179,6 +225,11 @@ class History:
             [act for _, act in choices], weights=[weight for weight, _ in choices]
         )
         act()
+        while self.requests and self.random.random() < 0.5:
+            self.process()  # what was found in the same turn comes before the requests
+        self.take_requests()
+        if self.random.random() < 0.5:
+            self.end_cycle()
         if self.random.random() < 0.006:
             self.stop(self.random.choice(list(ShutdownMode)))
 
@@ -192,6 +243,7 @@ class History:
             restart_delay=self.random.choice([0.0, 1.0, 30.0]),
             stop_timeout=self.random.choice([0.0, 2.0, 20.0]),
             start_when=self.random.choice([Phase.RUNNING, *Phase]),
+            member=self.random.random() < 0.6,
         )
         tenant = Tenant(slot, self.generations[slot], Life(rule))
         self.tenants[slot] = tenant
@@ -222,11 +274,12 @@ class History:
         elif not attempt.alive:
             self.be_born(tenant, attempt)
         elif attempt.doomed:
-            self.exit(tenant, ExitKind.TERMINATED)
+            self.exit(tenant, ExitKind.TERMINATED, abrupt=attempt.abrupt)
         elif not attempt.started:
             self.come_up(tenant, attempt)
         elif attempt.can_die and self.random.random() < 0.5:
-            self.exit(tenant, self.random.choice(list(ExitKind)))
+            kind = self.random.choice(list(ExitKind))
+            self.exit(tenant, kind, abrupt=kind in (ExitKind.CRASHED, ExitKind.UNKNOWN))
 
     def be_born(self, tenant: Tenant, attempt: Attempt) -> None:
         chance = self.random.random()
@@ -251,9 +304,9 @@ class History:
             attempt.started = True
             self.decide(tenant, HasStarted())
 
-    def exit(self, tenant: Tenant, kind: ExitKind) -> None:
+    def exit(self, tenant: Tenant, kind: ExitKind, *, abrupt: bool = False) -> None:
         tenant.attempt = None
-        self.decide(tenant, HasExited(kind))
+        self.decide(tenant, HasExited(kind, abrupt))
 
     def pass_time(self) -> None:
         first = self.deadlines.first()
@@ -272,7 +325,7 @@ class History:
         pytest.fail("deadlines lead to deadlines without end")
 
     def change_phase(self) -> None:
-        self.situation = Situation(self.random.choice(list(Phase)), self.situation.stop)
+        self.situation = replace(self.situation, phase=self.random.choice(list(Phase)))
         for tenant in list(self.tenants.values()):
             self.decide(tenant, Consider())
 
@@ -280,7 +333,7 @@ class History:
         holds = stricter(self.situation.stop, mode)
         if holds is self.situation.stop:
             return
-        self.situation = Situation(self.situation.phase, holds)
+        self.situation = replace(self.situation, stop=holds)
         for tenant in list(self.tenants.values()):
             self.decide(tenant, StopBegan())
 
@@ -321,7 +374,7 @@ class History:
         for _ in range(100):
             for tenant in list(self.tenants.values()):
                 if tenant.attempt is not None and tenant.attempt.doomed:
-                    self.exit(tenant, ExitKind.TERMINATED)
+                    self.exit(tenant, ExitKind.TERMINATED, abrupt=tenant.attempt.abrupt)
             first = self.deadlines.first()
             if first is None:
                 return
@@ -329,6 +382,22 @@ class History:
             self.handle_deadlines()
             self.check()
         pytest.fail("the end has no end")
+
+    def settle_cycle(self) -> None:
+        """Let members end that will, and time pass: that is all that a cycle needs."""
+        for _ in range(100):
+            for tenant in self.members():
+                if tenant.attempt is not None and tenant.attempt.doomed:
+                    self.exit(tenant, ExitKind.TERMINATED, abrupt=tenant.attempt.abrupt)
+            self.take_requests()
+            self.end_cycle()
+            if not self.situation.cycle or any(t.given_up for t in self.members()):
+                return
+            first = self.deadlines.first()
+            assert first is not None, "a cycle that nothing will end"
+            self.now = max(self.now, first)
+            self.check()
+        pytest.fail("a cycle without end")
 
     def check_over(self) -> None:
         assert not self.tenants, "left after a stop"
@@ -347,6 +416,9 @@ def play(seed: int) -> History:
             history.step()
             history.check()
 
+        if history.situation.stop is None and seed % 2:
+            history.settle_cycle()
+            history.check()
         history.stop(ShutdownMode.FAST)
         history.settle()
         history.check_over()
@@ -376,6 +448,10 @@ def test_the_histories_see_everything_that_can_happen() -> None:
     assert max(tenant.life.incarnation for tenant in tenants) > 3
     assert max(tenant.life.restarts for tenant in tenants) > 1
     assert any(tenant.given_up for tenant in tenants), "some cannot be killed"
+    assert max(history.cycles for history in played) > 2
+    assert sum(tenant.forgotten for tenant in tenants) > 50
+    survivors = [t for t in tenants if not t.life.rule.member and t.life.incarnation == 1]
+    assert survivors, "cycles are not everybody's business"
     reasons = " ".join(tenant.life.reason for tenant in tenants)
     for word in (
         "terminated before it started",
@@ -385,6 +461,7 @@ def test_the_histories_see_everything_that_can_happen() -> None:
         "could not be launched",
         "the supervisor is stopping",
         "clean exit",
+        "one crashed",
         "SIGKILL does not end it",
     ):
         assert word in reasons, f"no history in which: {word}"

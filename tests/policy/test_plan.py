@@ -10,6 +10,7 @@ import pytest
 from aiobgw._policy.life import (
     Action,
     Consider,
+    CycleBegan,
     DeadlinePassed,
     Drop,
     Due,
@@ -653,6 +654,7 @@ EVERYTHING: list[Happening] = [
     KillAsked(),
     RestartAsked(),
     SignalAsked(SIGUSR1),
+    CycleBegan("?"),
     StopBegan(),
     DeadlinePassed(),
 ]

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from aiobgw._policy.life import Life, Rule
-from aiobgw._policy.restart import Verdict, after_exit, exit_kind
+from aiobgw._policy.restart import Verdict, after_exit, exit_kind, is_abrupt
 from aiobgw.spec import Restart
 from aiobgw.status import ExitKind
 
@@ -71,6 +71,59 @@ def test_what_had_to_be_killed_for_being_late_has_failed_and_did_not_crash(
     assert exit_kind(**HOW[how], **WHO[who], asked=True, overdue=True) is expected
 
 
+# Members: without a farewell the code does not count (PostgreSQL's dead-man switch).
+UNASKED_MEMBER = {
+    "code 0": (CRASHED, CLEAN),
+    "code 1": (CRASHED, FAILED),
+    "code 2": (CRASHED, FAILED),
+    "code 255": (CRASHED, FAILED),
+    "SIGTERM": (CRASHED, CRASHED),
+    "SIGSEGV": (CRASHED, CRASHED),
+    "no status": (UNKNOWN, UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_exit_of_a_member_means_what_its_table_says(how: str) -> None:
+    targets = [WHO["target"], WHO["target with a farewell"]]
+    meant = tuple(
+        exit_kind(**HOW[how], **who, asked=False, overdue=False, member=True) for who in targets
+    )
+    assert meant == UNASKED_MEMBER[how]
+
+
+# Of a member that a crash cycle ended: what it said itself counts, if it got to say it.
+CYCLED = {
+    "code 0": (TERMINATED, CLEAN),
+    "code 1": (TERMINATED, FAILED),
+    "code 2": (TERMINATED, FAILED),
+    "code 255": (TERMINATED, FAILED),
+    "SIGTERM": (TERMINATED, TERMINATED),
+    "SIGSEGV": (TERMINATED, TERMINATED),
+    "no status": (TERMINATED, UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_exit_of_a_member_in_a_cycle_is_terminated_unless_it_left_in_order(how: str) -> None:
+    targets = [WHO["target"], WHO["target with a farewell"]]
+    facts = {"asked": False, "member": True, "cycled": True}
+    meant = tuple(exit_kind(**HOW[how], **who, **facts, overdue=False) for who in targets)
+    assert meant == CYCLED[how]
+    late = {exit_kind(**HOW[how], **who, **facts, overdue=True) for who in targets}
+    assert late == {UNKNOWN if how == "no status" else FAILED}
+
+
+@pytest.mark.parametrize(
+    ("signal", "farewell", "abrupt"),
+    [(None, True, False), (None, False, True), (9, False, True), (9, True, True)],
+)
+def test_an_exit_is_abrupt_by_a_signal_and_without_a_farewell(
+    signal: int | None, farewell: bool, abrupt: bool
+) -> None:
+    assert is_abrupt(signal=signal, farewell=farewell) is abrupt
+
+
 RETIRE, DELAY, NOW = Verdict.RETIRE, Verdict.AGAIN_AFTER_DELAY, Verdict.AGAIN_NOW
 
 # Columns: CLEAN, FAILED, CRASHED, TERMINATED, UNKNOWN, as ExitKind has them.
@@ -86,6 +139,22 @@ def test_the_rule_decides_after_an_exit_that_nobody_asked_for(rule: Restart) -> 
     life = Life(Rule(restart=rule))
     verdicts = tuple(after_exit(life, kind, stopping=False) for kind in ExitKind)
     assert verdicts == AFTER_EXIT[rule]
+
+
+CYCLE = Verdict.AGAIN_AFTER_CYCLE
+
+AFTER_EXIT_IN_A_CYCLE = {
+    Restart.NEVER: (RETIRE, RETIRE, RETIRE, RETIRE, RETIRE),
+    Restart.ON_FAILURE: (RETIRE, CYCLE, CYCLE, CYCLE, CYCLE),
+    Restart.ALWAYS: (CYCLE, CYCLE, CYCLE, CYCLE, CYCLE),
+}
+
+
+@pytest.mark.parametrize("rule", Restart)
+def test_in_a_cycle_nobody_returns_before_its_end(rule: Restart) -> None:
+    life = Life(Rule(restart=rule, member=True))
+    verdicts = tuple(after_exit(life, kind, stopping=False, cycle=True) for kind in ExitKind)
+    assert verdicts == AFTER_EXIT_IN_A_CYCLE[rule]
 
 
 @pytest.mark.parametrize(("rule", "kind"), list(itertools.product(Restart, ExitKind)))
