@@ -15,6 +15,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ._client.group import WorkerGroup as WorkerGroup
     from ._client.handle import WorkerHandle as WorkerHandle
     from ._ipc.latch import Latch as Latch
     from ._supervisor.supervisor import Supervisor as Supervisor
@@ -80,6 +81,7 @@ _NAMES_OF = {
         " WorkerStatus ZygoteRestarted"
     ),
     "_ipc.latch": "Latch",
+    "_client.group": "WorkerGroup",
     "_client.handle": "WorkerHandle",
     "_worker.context": "CurrentWorker current_worker",
     "_supervisor.supervisor": "Supervisor",

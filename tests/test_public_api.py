@@ -65,6 +65,7 @@ PUBLIC = [
     "Unsupported",
     "WorkerEvent",
     "WorkerFailed",
+    "WorkerGroup",
     "WorkerHandle",
     "WorkerSpec",
     "WorkerState",

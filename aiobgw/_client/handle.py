@@ -124,17 +124,7 @@ class WorkerHandle:
         """
         seen = _last_incarnation(self.status())
 
-        def ready(status: WorkerStatus) -> WorkerStatus | None:
-            if status.ready:
-                return status
-            if status.started_at is None:
-                self._raise_unless_pending(status, seen)
-            elif status.state is WorkerState.STOPPED and status.exit is not None:
-                status.exit.check()
-                return status
-            return None
-
-        return await self._wait(ready)
+        return await self._wait(lambda status: self._look_ready(status, seen))
 
     async def wait_for_exit(self) -> ExitStatus:
         """Wait until the incarnation of this moment has ended.
@@ -194,6 +184,17 @@ class WorkerHandle:
             if found is not None:
                 return found
             await self._port.changes.wait()
+
+    def _look_ready(self, status: WorkerStatus, seen: int) -> WorkerStatus | None:
+        """Return *status* once it is ready, or has ended well; raise if it ended otherwise."""
+        if status.ready:
+            return status
+        if status.started_at is None:
+            self._raise_unless_pending(status, seen)
+        elif status.state is WorkerState.STOPPED and status.exit is not None:
+            status.exit.check()
+            return status
+        return None
 
     def _raise_unless_pending(self, status: WorkerStatus, seen: int) -> None:
         """Raise NeverStarted if a launch ended since *seen*, or none is to come."""
