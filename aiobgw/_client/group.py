@@ -35,6 +35,9 @@ KILL_TIMEOUT = 5.0
 log = logging.getLogger("aiobgw")
 
 
+Specs = WorkerSpec | Callable[[int], WorkerSpec]
+
+
 class Registrar(Protocol):
     """Where workers are registered: a supervisor, or a client of one."""
 
@@ -76,20 +79,19 @@ class WorkerGroup:
     def __init__(
         self,
         registrar: Registrar,
-        spec: WorkerSpec | Callable[[int], WorkerSpec],
+        spec: Specs,
         planned: int,
         *,
         close_timeout: float | None = None,
     ) -> None:
         _check_planned(planned)
         _check_close_timeout(close_timeout)
-        self._registrar = registrar
-        self._spec = spec
+        _check_specs(spec, planned)
+        # Ownership: let go when entered.  The supervisor's core knows us as an observer, and
+        # would keep the supervisor, which ends everything when it is dropped.
+        self._source: tuple[Registrar, Specs] | None = (registrar, spec)
         self._planned = planned
         self._close_timeout = close_timeout
-        if planned:
-            self._check_longest_name()
-
         self._stage = _Stage.NEW
         self._stop_timeout = 0.0
         self._refused: NoFreeSlot | TooManyParallelWorkers | None = None
@@ -119,11 +121,12 @@ class WorkerGroup:
     # Entering.
 
     async def __aenter__(self) -> Self:
-        if self._stage is not _Stage.NEW:
+        if self._stage is not _Stage.NEW or self._source is None:
             raise RuntimeError(f"this worker group is {self._stage.value}: make a new one")
         self._stage = _Stage.ENTERING
+        source, self._source = self._source, None
         try:
-            await self._register()
+            await self._register(*source)
         except BaseException:
             self._stage = _Stage.LEFT
             await self._end()
@@ -131,28 +134,16 @@ class WorkerGroup:
         self._stage = _Stage.OPEN
         return self
 
-    async def _register(self) -> None:
+    async def _register(self, registrar: Registrar, specs: Specs) -> None:
         for number in range(1, self._planned + 1):
-            spec = self._spec_of(number)
+            spec = _spec_of(specs, number)
             try:
-                handle = await self._registrar.register(spec)
+                handle = await registrar.register(spec)
             except (NoFreeSlot, TooManyParallelWorkers) as refusal:
                 self._refused = refusal.with_traceback(None)
                 return
             self._stop_timeout = max(self._stop_timeout, spec.stop_timeout)
             self._add(handle)
-
-    def _spec_of(self, number: int) -> WorkerSpec:
-        if isinstance(self._spec, WorkerSpec):
-            return replace(self._spec, name=f"{self._spec.name}#{number}")
-        return self._spec(number)
-
-    def _check_longest_name(self) -> None:
-        """Refuse a name that leaves no room for the numbers before anything is registered."""
-        if isinstance(self._spec, WorkerSpec):
-            self._spec_of(self._planned)
-        elif not callable(self._spec):
-            raise InvalidSpec(f"a WorkerSpec, or a callable, is wanted, not {self._spec!r}")
 
     def _add(self, handle: WorkerHandle) -> None:
         member = Member(handle)
@@ -171,6 +162,7 @@ class WorkerGroup:
             failure = member.look()
         except SupervisorDied as error:
             self._lost = error.with_traceback(None)
+            member.forget()
         else:
             self._note(member, failure)
         self._changes.tell()
@@ -320,11 +312,24 @@ class WorkerGroup:
                 log.error("worker %s: its group is left, and it lives", member.handle.name)
 
     def __repr__(self) -> str:
-        name = self._spec.name if isinstance(self._spec, WorkerSpec) else "of specs"
         return (
-            f"<WorkerGroup {name!r} {self._stage.value}: {len(self._members)} of {self._planned},"
+            f"<WorkerGroup {self._stage.value}: {len(self._members)} of {self._planned},"
             f" {len(self._living)} living>"
         )
+
+
+def _spec_of(specs: Specs, number: int) -> WorkerSpec:
+    if isinstance(specs, WorkerSpec):
+        return replace(specs, name=f"{specs.name}#{number}")
+    return specs(number)
+
+
+def _check_specs(specs: object, planned: int) -> None:
+    """Refuse a name that leaves no room for the numbers before anything is registered."""
+    if isinstance(specs, WorkerSpec):
+        _spec_of(specs, planned)
+    elif not callable(specs):
+        raise InvalidSpec(f"a WorkerSpec, or a callable, is wanted, not {specs!r}")
 
 
 def _check_planned(planned: object) -> None:
