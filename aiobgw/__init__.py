@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._client.blocking import BlockingClient as BlockingClient
     from ._client.blocking import BlockingHandle as BlockingHandle
     from ._client.client import Client as Client
+    from ._client.group import WorkerGroup as WorkerGroup
     from ._client.handle import WorkerHandle as WorkerHandle
     from ._ipc.latch import Latch as Latch
     from ._supervisor.supervisor import Supervisor as Supervisor
@@ -91,6 +92,7 @@ _NAMES_OF = {
     "_client.attach": "attach attach_blocking",
     "_client.blocking": "BlockingClient BlockingHandle",
     "_client.client": "Client",
+    "_client.group": "WorkerGroup",
     "_client.handle": "WorkerHandle",
     "_worker.context": "CurrentWorker current_worker",
     "_supervisor.supervisor": "Supervisor",

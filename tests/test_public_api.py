@@ -71,6 +71,7 @@ PUBLIC = [
     "Unsupported",
     "WorkerEvent",
     "WorkerFailed",
+    "WorkerGroup",
     "WorkerHandle",
     "WorkerSpec",
     "WorkerState",

@@ -1,4 +1,4 @@
-"""Runs in whoever asks: handles, guards, and streams of events.
+"""Runs in whoever asks: handles, groups of workers, guards, and streams of events.
 
 A handle knows a Port, which says how its worker is, passes requests on, and tells when to
 look again.  Every wait is the same loop: look, and if it is not so yet, wait for a change.

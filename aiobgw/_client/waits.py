@@ -7,6 +7,7 @@ so yet, and raises if it will never be.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from ..errors import NeverStarted
@@ -32,19 +33,19 @@ def startup(port: Port) -> Look[WorkerStatus]:
 
 def ready(port: Port) -> Look[WorkerStatus]:
     """Look whether it is ready, or has ended well."""
-    seen = _last_incarnation(port.status())
+    return partial(look_ready, seen=_last_incarnation(port.status()))
 
-    def look(status: WorkerStatus) -> WorkerStatus | None:
-        if status.ready:
-            return status
-        if status.started_at is None:
-            _raise_unless_pending(status, seen)
-        elif status.state is WorkerState.STOPPED and status.exit is not None:
-            status.exit.check()
-            return status
-        return None
 
-    return look
+def look_ready(status: WorkerStatus, seen: int) -> WorkerStatus | None:
+    """Look whether it is ready, or has ended well, when exits up to *seen* are old news."""
+    if status.ready:
+        return status
+    if status.started_at is None:
+        _raise_unless_pending(status, seen)
+    elif status.state is WorkerState.STOPPED and status.exit is not None:
+        status.exit.check()
+        return status
+    return None
 
 
 def exit(port: Port) -> Look[ExitStatus]:
