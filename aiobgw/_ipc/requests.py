@@ -25,10 +25,11 @@ import msgspec
 
 from .. import errors, status
 from ..errors import AiobgwError, ProtocolMismatch
-from .channel import MESSAGE_BYTES
 from .verbs import Rights, Verb
 
 WIRE = 1
+TEXT_BYTES = 5_000
+NOTES = 3
 
 REGISTER_FDS = 17
 """Arguments in a memfd, and 16 latches."""
@@ -156,7 +157,7 @@ def read_request(data: bytes) -> ToSupervisor:
     """Return a client's message; raise BadMessage."""
     try:
         return _requests.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadMessage(str(error)) from None
 
 
@@ -164,14 +165,14 @@ def read_answer(data: bytes) -> ToClient:
     """Return a supervisor's message; raise ProtocolMismatch."""
     try:
         return _answers.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ProtocolMismatch(f"the supervisor's answer makes no sense: {error}") from None
 
 
 def refused(number: int, error: AiobgwError) -> Refused:
     """Return an error as a message."""
-    state = {key: value for key, value in vars(error).items() if _is_plain(value)}
-    args = tuple(arg for arg in error.args if isinstance(arg, (str, int)))
+    state = {key: _cut(value) for key, value in vars(error).items() if _is_plain(value)}
+    args = tuple(_cut(arg) for arg in error.args if isinstance(arg, (str, int)))
     return Refused(number, type(error).__name__, args, state)
 
 
@@ -179,6 +180,20 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, list):
         return all(isinstance(item, str) for item in value)
     return value is None or isinstance(value, (str, int, float))
+
+
+def _cut(value: Any) -> Any:
+    """Return what can be sent: no half surrogate pairs, the end of long texts, few items.
+
+    An event has four texts, an error fewer, so that each message fits.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace")[-TEXT_BYTES:].decode("utf-8", "ignore")
+    if isinstance(value, dict):
+        return {key: _cut(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cut(item) for item in value[-NOTES:]]
+    return value
 
 
 def error_of(message: Refused) -> AiobgwError:
@@ -193,13 +208,8 @@ def error_of(message: Refused) -> AiobgwError:
 
 
 def happened(event: status.Event) -> bytes:
-    """Return an event as a message; an error's text that is too long is left out."""
-    fields = msgspec.to_builtins(event)
-    data = pack(Happened(type(event).__name__, fields))
-    if len(data) > MESSAGE_BYTES:
-        fields["status"]["exit"]["error"] = None
-        data = pack(Happened(type(event).__name__, fields))
-    return data
+    """Return an event as a message; of long texts it has the end."""
+    return pack(Happened(type(event).__name__, _cut(msgspec.to_builtins(event))))
 
 
 def event_of(message: Happened) -> status.Event | None:
