@@ -500,6 +500,7 @@ async def test_of_two_waiters_one_is_told_and_the_other_goes_on_waiting(
         done, pending = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         assert [type(waiter.exception()) for waiter in done] == [WorkerFailed]
         assert len(pending) == 1
+        await group.handles[1].wait_for_startup()
         group.handles[1].terminate()
         assert len(await pending.pop()) == 2
 

@@ -55,6 +55,7 @@ async def start(supervisor: aiobgw.Supervisor, spec: WorkerSpec) -> aiobgw.Worke
     options = {name: getattr(spec, name) for name in spec.__slots__ if name != "latches"}
     handle = await supervisor.register(WorkerSpec(**options, latches=latches))
     await latches["up"].wait()
+    await handle.wait_for_startup()  # the worker may be faster than what it said on its channel
     return handle
 
 
