@@ -8,6 +8,9 @@ workers.  Two ways lead from one process to another, and no third:
   flags of ours (an eventfd's O_NONBLOCK is shared by all who hold it).
 * The **board** is memory that one process writes and the others can only read.
 
+``launch`` is what supervisor and worker say to each other, ``requests`` what clients may say;
+``rundir`` is where they find the supervisor; ``forks`` closes copies that would hide a death.
+
 PostgreSQL's clients write requests into the slots that its postmaster reads, under a lock
 the postmaster must not take.  Here a request is a message: there is no lock, no claim and
 no half-written slot to guard against.

@@ -2,7 +2,14 @@
 
 ``loop`` gathers what happened, has the rules (``_policy``) decide, and ``effects`` perform what
 they decided; ``registry`` is the private truth, from which the board is written; ``supervisor``
-is the public face; ``starting`` and ``closing`` are how it comes and goes.
+is the public face; ``starting`` and ``closing`` are how it comes and goes; ``cycle`` takes members
+through a crash.
+
+What others reach is ``outside``: the board; ``instance`` (the runtime directory and its lock);
+``control`` (who connects), ``access`` (who may what), ``peers`` (what each may ask, and is told),
+``admission`` (a message becomes a worker).  A worker with SHMEM_ACCESS is a peer on a channel
+that comes with its order, not on its launch channel (as the design had it): whatever it sends
+there, what the launch needs to hear is not behind it, and all clients are one mechanism.
 
 Invariants.  It never forks, never blocks, takes no lock, and reads no memory that anyone else
 can write.  Order of a turn: stop requests, exits, requests, deadlines; so that a worker that
