@@ -3,8 +3,9 @@
 Supervisor side: ``launcher`` (the queue, forks, spares), ``children`` (what they say, how they
 end), ``child`` (one of them: channel, pidfd, status), ``keeper`` (has a zygote, always),
 ``zygote`` (the process that forks), ``watcher`` (one epoll for everything), ``events`` (what is
-told), ``probe`` (what this machine can do).  Zygote side: ``zygote_main``, ``held``.  Child side: ``spare``.  ``exits`` and ``lifeline`` are the two kernel mechanisms
-that everything rests on.
+told), ``probe`` (what this machine can do).  Zygote side: ``zygote_main``, ``held``.
+Child side: ``spare``.  ``exits`` and ``lifeline`` are the two kernel mechanisms that
+everything rests on.
 
 Who owns what.  The supervisor owns its end of each channel, a pidfd per child, the write end
 of the lifeline, the zygote's control channel, and the epoll that watches them: all of them

@@ -14,7 +14,7 @@ from . import lifeline
 RESERVE = 64
 """Descriptors that are left for everything that is not a worker."""
 
-_PER_WORKER = 3  # channel, pidfd, and one that its spec brings
+_PER_WORKER = 3  # channel, pidfd, and one more: a channel as a client, or what its spec brings
 
 
 def check() -> None:
@@ -93,13 +93,14 @@ def interpreter(python: str | None) -> str:
     return sys.executable
 
 
-def make_room(max_workers: int, spares: int) -> int | None:
+def make_room(max_workers: int, spares: int, clients: int) -> int | None:
     """Raise the soft limit of descriptors to what is needed.
 
     Returns the old one, which workers get back (their ``select`` may depend on it); None if
     nothing was changed.  Raises Unsupported with the figures if the hard limit is too low.
     """
-    needed = _PER_WORKER * max_workers + 2 * spares + RESERVE + len(os.listdir("/proc/self/fd"))
+    needed = _PER_WORKER * max_workers + 2 * spares + clients + RESERVE
+    needed += len(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return None

@@ -193,7 +193,11 @@ class Core:
         """Make everything that needs descriptors; ``abandon`` undoes whatever came to be."""
         settings = self.settings
         self._thread = threading.get_ident()
-        self._old_nofile = probe.make_room(settings.max_workers, settings.spares)
+        self._old_nofile = probe.make_room(
+            settings.max_workers,
+            settings.spares,
+            0 if settings.runtime_dir is None else settings.max_clients,
+        )
         self.outside.open()
         self.open_launcher(reaper)
 

@@ -75,12 +75,12 @@ async def test_descriptors_are_counted_and_the_limit_raised(
     limits = [(256, 4096)]
     monkeypatch.setattr(probe.resource, "getrlimit", lambda which: limits[-1])
     monkeypatch.setattr(probe.resource, "setrlimit", lambda which, pair: limits.append(pair))
-    assert probe.make_room(10, 0) is None
-    assert probe.make_room(1000, 2) == 256
+    assert probe.make_room(10, 0, 0) is None
+    assert probe.make_room(1000, 2, 0) == 256
     soft, hard = limits[-1]
     assert 3000 < soft <= hard == 4096
     with pytest.raises(aiobgw.Unsupported, match=r"2000 workers .* need 6\d\d\d .* 4096 are"):
-        probe.make_room(2000, 2)
+        probe.make_room(2000, 2, 128)
 
 
 def test_elsewhere_the_package_imports_and_says_what_it_needs() -> None:
