@@ -219,6 +219,9 @@ class Closed(Event):
 
 @dataclass(frozen=True, slots=True)
 class EventsLost(Event):
-    """The subscriber was too slow: this many events before the next one are missing."""
+    """The subscriber was too slow: this many events before the next one are missing.
+
+    ``count`` 0: nobody knows how many, since the supervisor has ended meanwhile.
+    """
 
     count: int

@@ -13,6 +13,7 @@ from ..spec import WorkerSpec
 from ..status import Event, ExitStatus, SupervisorStatus, WorkerStatus
 from . import waits
 from .connection import Connection
+from .events import EventStream
 from .handle import Handle
 from .lookup import find
 from .remote import RemotePort
@@ -83,6 +84,21 @@ class BlockingHandle(Handle):
         return wait_for(self._connection, find, timeout)
 
 
+class _Events:
+    """An iterator that goes on after a TimeoutError, as a generator cannot."""
+
+    def __init__(self, connection: Connection, stream: EventStream, timeout: float | None) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._timeout = timeout
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        return wait_for(self._connection, self._stream.take, self._timeout)
+
+
 @final
 class BlockingClient:
     """The supervisor of another process, for plain code.
@@ -112,8 +128,12 @@ class BlockingClient:
     def register(self, spec: WorkerSpec) -> BlockingHandle:
         """Register a worker with the supervisor; see ``Client.register``."""
         answers: list[RemotePort | AiobgwError] = []
-        self._connection.register(spec, answers.append)
-        answer = wait_for(self._connection, lambda: answers or None, None)[0]
+        number = self._connection.register(spec, answers.append)
+        try:
+            answer = wait_for(self._connection, lambda: answers or None, None)[0]
+        except BaseException:  # KeyboardInterrupt, Interrupted: nobody waits for it any more
+            self._connection.withdraw(number)
+            raise
         if isinstance(answer, AiobgwError):
             raise answer
         return BlockingHandle(self._connection, answer, spec.name)
@@ -140,17 +160,11 @@ class BlockingClient:
         return self._connection.status()
 
     def events(self, timeout: float | None = None) -> Iterator[Event]:
-        """Subscribe to what happens from now on; each event may take *timeout* seconds."""
-        stream = self._connection.follow()
+        """Subscribe to what happens from now on; each event may take *timeout* seconds.
 
-        def iterate() -> Iterator[Event]:
-            while True:
-                try:
-                    yield wait_for(self._connection, stream.take, timeout)
-                except StopIteration:
-                    return
-
-        return iterate()
+        Then TimeoutError is raised; whoever goes on asking loses nothing.
+        """
+        return _Events(self._connection, self._connection.follow(), timeout)
 
     def close(self) -> None:
         """Detach; idempotent."""

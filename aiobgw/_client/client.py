@@ -51,18 +51,20 @@ class Client:
         """Register a worker with the supervisor; see ``Supervisor.register``.
 
         Raises also AccessDenied and SupervisorDied.  Cancelled after the request was sent,
-        it ends the worker if there will be one.
+        it ends the worker if there is one.
         """
         answered: asyncio.Future[RemotePort | AiobgwError] = self._loop.create_future()
 
         def answer(result: RemotePort | AiobgwError) -> None:
             if not answered.done():
                 answered.set_result(result)
-            elif isinstance(result, RemotePort):
-                self._handle(result, spec.name).terminate()  # nobody waits for it any more
 
-        self._connection.register(spec, answer)
-        result = await answered
+        number = self._connection.register(spec, answer)
+        try:
+            result = await answered
+        except asyncio.CancelledError:  # perhaps with the answer in: nobody will have the handle
+            self._connection.withdraw(number)
+            raise
         if isinstance(result, AiobgwError):
             raise result
         return self._handle(result, spec.name)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakSet, WeakValueDictionary, finalize
 
 from .. import __version__
 from .._ipc import forks, requests
@@ -23,6 +24,7 @@ from .._ipc.board import HEAD, BadBoard, BoardReader, TornRecord
 from .._ipc.channel import BrokenMessage, Channel
 from .._ipc.record import (
     INLINE_BYTES,
+    Head,
     pack_arguments,
     payload_memfd,
     spec_fields,
@@ -39,7 +41,7 @@ from ..errors import (
     WrongProcess,
 )
 from ..spec import WorkerSpec
-from ..status import SupervisorStatus, WorkerState, WorkerStatus
+from ..status import Closed, EventsLost, SupervisorStatus, WorkerState, WorkerStatus
 from .changes import Changes
 from .events import EventStream
 from .remote import RemotePort, Watched
@@ -67,7 +69,8 @@ class Connection:
         self._expected: dict[int, Answer] = {}
         self._watched: WeakValueDictionary[tuple[int, int], Watched] = WeakValueDictionary()
         self._forgotten: deque[tuple[int, int]] = deque()
-        self._streams: list[EventStream] = []
+        self._streams: WeakSet[EventStream] = WeakSet()
+        self._follows = False
         self._outgoing: deque[tuple[bytes, list[int]]] = deque()
         forks.close_in_forks(self)
         self._send(requests.pack(requests.Hello(requests.WIRE, __version__)))
@@ -97,13 +100,12 @@ class Connection:
             poll = select.poll()
             poll.register(self.pidfd, select.POLLIN)
             if poll.poll(0):
-                self.drain()  # what it said before comes first
-                self.lost()
+                self._take_the_rest()
 
     # Requests.
 
-    def register(self, spec: WorkerSpec, answer: Answer) -> None:
-        """Ask for a worker; *answer* gets its port, or what refused it."""
+    def register(self, spec: WorkerSpec, answer: Answer) -> int:
+        """Ask for a worker; *answer* gets its port, or what refused it.  Returns a number."""
         welcome = self.check_open(Rights.ADMINISTRATE)
         payload = pack_arguments(spec, welcome.max_payload)
         fields = requests.Spec(**spec_fields(spec, payload))
@@ -120,6 +122,12 @@ class Connection:
         finally:
             for fd in memfd:
                 os.close(fd)
+        return message.number
+
+    def withdraw(self, number: int) -> None:
+        """Have the worker of a registration ended, whether it is answered or not."""
+        self._expected.pop(number, None)
+        self._send(requests.pack(requests.Withdraw(number)))
 
     def ask(self, verb: Verb, slot: int, generation: int, argument: int) -> None:
         """Pass a request about a worker on; nothing if the supervisor is gone, as they are."""
@@ -130,10 +138,11 @@ class Connection:
     def follow(self) -> EventStream:
         """Subscribe to events."""
         self.check_open()
-        if not self._streams:
+        if not self._follows:
+            self._follows = True
             self._send(requests.pack(requests.Follow()))
         stream = EventStream()
-        self._streams.append(stream)
+        self._streams.add(stream)
         return stream
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -152,8 +161,7 @@ class Connection:
         except BlockingIOError:
             pass
         except OSError:
-            self.drain()  # what it said before it went comes first
-            self.lost()
+            self._take_the_rest()
             return
         self._outgoing.append((data, [os.dup(fd) for fd in fds]))
         if self.on_blocked is not None:
@@ -168,7 +176,7 @@ class Connection:
             except BlockingIOError:
                 return False
             except OSError:
-                self.lost()
+                self._take_the_rest()
                 return True
             self._outgoing.popleft()
             for fd in fds:
@@ -180,22 +188,39 @@ class Connection:
     def drain(self) -> None:
         """Take what has come, a bounded part of it."""
         for _ in range(DRAINED_AT_ONCE):
-            if self.over is not None:
+            if not self._take_next():
                 return
-            try:
-                data, fds = self._channel.receive(0 if self.welcome else WELCOME_FDS)
-                if not data:
-                    self.lost()
-                    return
+
+    def _take_the_rest(self) -> None:
+        """It is gone: take all that it said before, which comes first, and is finite."""
+        while self._take_next():
+            pass
+        self.lost()
+
+    def _take_next(self) -> bool:
+        """Take one message; return whether there may be another."""
+        if self.over is not None:
+            return False
+        try:
+            data, fds = self._channel.receive(0 if self.welcome else WELCOME_FDS)
+            if data:
                 self._take(requests.read_answer(data), fds)
-            except BlockingIOError:
-                return
-            except (OSError, BrokenMessage):
+            else:
                 self.lost()
-            except AiobgwError as error:
-                self.lost(error)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            pass  # Race: it went with something of ours unread; what it said is still there
+        except (OSError, BrokenMessage):
+            self.lost()
+        except AiobgwError as error:
+            self.lost(error)
+        return True
 
     def _take(self, message: requests.ToClient, fds: list[int]) -> None:
+        if not isinstance(message, requests.Welcome):
+            for fd in fds:
+                os.close(fd)
         match message:
             case requests.Welcome():
                 self._take_welcome(message, fds)
@@ -248,9 +273,12 @@ class Connection:
         self.changes.tell()
 
     def _publish(self, message: requests.Happened) -> None:
+        if not self._streams and self._follows:
+            self._follows = False  # all of them were dropped
+            self._send(requests.pack(requests.Unfollow()))
         event = requests.event_of(message)
         if event is not None:
-            for stream in self._streams:
+            for stream in list(self._streams):
                 stream.push(event)
             self.changes.tell()
 
@@ -258,7 +286,8 @@ class Connection:
 
     def read(self, slot: int) -> WorkerStatus | None:
         """Return what the board says of a slot; None if it never had a worker."""
-        assert self._board is not None
+        if self._board is None:
+            return None  # closed
         try:
             body = self._board.read(slot)
         except TornRecord:
@@ -266,21 +295,20 @@ class Connection:
             return None
         return unpack_status(slot, body) if body else None
 
-    def head(self) -> tuple[SupervisorStatus, int]:
-        """Return the supervisor's status without its workers, and how many slots were used."""
+    def head(self) -> Head:
+        """Return what the supervisor's own record says."""
         self.check_open()
         assert self._board is not None
         return unpack_head(self._board.read(HEAD))
 
     def workers(self) -> list[WorkerStatus]:
         """Return those that hold a slot, the first registered first."""
-        found = [self.read(slot) for slot in range(self.head()[1])]
+        found = [self.read(slot) for slot in range(self.head().used)]
         living = [one for one in found if one and one.state is not WorkerState.STOPPED]
         return sorted(living, key=lambda status: status.generation)
 
     def status(self) -> SupervisorStatus:
-        head, _ = self.head()
-        return replace(head, workers=tuple(self.workers()))
+        return replace(self.head().status, workers=tuple(self.workers()))
 
     def port(self, slot: int, generation: int, *, watch: bool = True) -> RemotePort:
         """Return the way to a worker, which is watched from now on."""
@@ -303,11 +331,23 @@ class Connection:
         for answer in list(self._expected.values()):
             answer(self.over)
         self._expected.clear()
-        for stream in self._streams:
-            stream.fail(self.over)
+        in_order = error is None and self._has_closed()
+        for stream in list(self._streams):
+            if in_order:
+                stream.push(EventsLost(time.time(), 0))
+                stream.push(Closed(time.time()))
+            else:
+                stream.fail(self.over)
         for watched in list(self._watched.values()):
             watched.changes.tell()
         self.changes.tell()
+
+    def _has_closed(self) -> bool:
+        """Tell whether the supervisor has ended in order, but could not say so in time."""
+        try:
+            return self._board is not None and unpack_head(self._board.read(HEAD)).closed
+        except (TornRecord, ValueError):
+            return False
 
     def close(self) -> None:
         """Give everything back; what was asked for stays asked for."""
@@ -321,6 +361,7 @@ class Connection:
         self._channel.close()
         if self._board is not None:
             self._board.close()
+            self._board = None
         fds = [self.pidfd, *(fd for _, held in self._outgoing for fd in held)]
         for fd in fds:
             if fd >= 0:

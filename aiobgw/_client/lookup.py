@@ -20,10 +20,11 @@ def find(connection: Connection, name_or_token: str) -> tuple[RemotePort, str] |
 
 def _by_token(connection: Connection, token: str) -> tuple[RemotePort, str] | None:
     parsed = parse_token(token)
-    used = connection.head()[1]
-    if parsed is None or parsed[0] != connection.check_open().epoch or parsed[1] >= used:
+    if parsed is None or parsed[0] != connection.check_open().epoch:
         return None
     _, slot, generation = parsed
+    if not 0 <= slot < connection.head().used:
+        return None
     status = connection.read(slot)
     if status is None or status.generation != generation or status.state.value == "stopped":
         return None

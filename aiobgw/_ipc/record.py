@@ -11,7 +11,7 @@ import fcntl
 import os
 import pickle
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._names import main_module
 from ..errors import InvalidSpec, PayloadTooLarge
@@ -27,6 +27,7 @@ _KINDS = tuple(ExitKind)
 _ABSENT = -(2**31)
 _STATUS = Struct("=QQQQdd B?BBiii HHHHH")
 _HEAD = Struct("=QiiBBIIIIIBQ")
+_CLOSED = 0x80
 _REAPERS = ("auto", "kernel", "zygote")
 _REASON_BYTES = 240
 _ERROR_BYTES = BODY_BYTES - _STATUS.size - 2 * 95 - 2 * _REASON_BYTES
@@ -180,14 +181,27 @@ def unpack_status(slot: int, body: bytes) -> WorkerStatus:
     )
 
 
-def pack_head(status: SupervisorStatus, used: int) -> bytes:
-    """Return the supervisor's own record: its status, and how many slots were ever used."""
+class Head(NamedTuple):
+    """What the supervisor's own record says."""
+
+    status: SupervisorStatus
+    """Without the workers."""
+
+    used: int
+    """How many slots were ever used."""
+
+    closed: bool
+    """It has ended in order: whoever loses it now has not lost it to a death."""
+
+
+def pack_head(status: SupervisorStatus, used: int, *, closed: bool = False) -> bytes:
+    """Return the supervisor's own record."""
     fixed = _HEAD.pack(
         status.epoch,
         status.pid,
         status.zygote_pid or 0,
         int(status.phase),
-        int(status.stopping or 0),
+        int(status.stopping or 0) | _CLOSED * closed,
         status.max_workers,
         status.parallel_workers,
         status.max_parallel_workers,
@@ -199,8 +213,8 @@ def pack_head(status: SupervisorStatus, used: int) -> bytes:
     return fixed + _cut(status.name, 95)
 
 
-def unpack_head(body: bytes) -> tuple[SupervisorStatus, int]:
-    """Return the status, without the workers, and how many slots were ever used."""
+def unpack_head(body: bytes) -> Head:
+    """Return what a supervisor's own record says."""
     fields = _HEAD.unpack_from(body)
     epoch, pid, zygote_pid, phase, stopping, workers, parallel, most, spares, used = fields[:10]
     reaper, cycle = fields[10:]
@@ -209,7 +223,7 @@ def unpack_head(body: bytes) -> tuple[SupervisorStatus, int]:
         pid=pid,
         epoch=epoch,
         phase=Phase(phase),
-        stopping=ShutdownMode(stopping) if stopping else None,
+        stopping=ShutdownMode(mode) if (mode := stopping & ~_CLOSED) else None,
         max_workers=workers,
         parallel_workers=parallel,
         max_parallel_workers=most,
@@ -219,7 +233,7 @@ def unpack_head(body: bytes) -> tuple[SupervisorStatus, int]:
         cycle=cycle,
         workers=(),
     )
-    return status, used
+    return Head(status, used, bool(stopping & _CLOSED))
 
 
 def _texts(body: bytes, lengths: tuple[int, ...]) -> list[str]:

@@ -3,7 +3,8 @@
 A client is a process that attached through the control socket, or a worker with SHMEM_ACCESS,
 on a channel of its own.  Both speak this, one message per datagram:
 
-client -> supervisor    Hello first; then Register, Ask, Watch, Unwatch, Follow, Unfollow
+client -> supervisor    Hello first; then Register, Withdraw, Ask, Watch, Unwatch, Follow,
+                        Unfollow
 supervisor -> client    Welcome, with the board and a pidfd of the supervisor, or Refused;
                         Accepted or Refused for each Register, by its number;
                         Changed, for workers that the client watches; Happened, for events
@@ -76,6 +77,12 @@ class Register(Message, tag="register"):
     latches: tuple[str, ...]
 
 
+class Withdraw(Message, tag="withdraw"):
+    """End the worker of a Register before: whoever asked was cancelled, and waits no more."""
+
+    number: _Number
+
+
 class Ask(Message, tag="ask"):
     verb: Verb
     slot: _Number
@@ -137,7 +144,7 @@ class Happened(Message, tag="happened"):
     fields: dict[str, Any]
 
 
-ToSupervisor = Hello | Register | Ask | Watch | Unwatch | Follow | Unfollow
+ToSupervisor = Hello | Register | Withdraw | Ask | Watch | Unwatch | Follow | Unfollow
 ToClient = Welcome | Accepted | Refused | Changed | Happened
 
 _encoder = msgspec.msgpack.Encoder()

@@ -19,7 +19,7 @@ from ..errors import AccessDenied, InvalidSpec, NotAttached
 CONTROL = "control"
 LOCK = "lock"
 
-_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def place(name_or_path: str | os.PathLike[str]) -> str:
@@ -49,7 +49,7 @@ def make(path: str, mode: int) -> int:
         os.mkdir(path, 0o700)
     except FileExistsError:
         pass
-    fd = _open(path)
+    fd = _open(path, os.O_RDONLY)
     try:
         status = os.fstat(fd)
         if status.st_uid != os.geteuid():
@@ -69,7 +69,7 @@ def find(path: str) -> int:
     client sends its arguments there.
     """
     try:
-        fd = _open(path)
+        fd = _open(path, os.O_PATH)  # others may walk through it, and not read it
     except FileNotFoundError:
         raise NotAttached(
             f"there is no supervisor at {path}",
@@ -85,9 +85,9 @@ def find(path: str) -> int:
     return fd
 
 
-def _open(path: str) -> int:
+def _open(path: str, how: int) -> int:
     try:
-        return os.open(path, _FLAGS)
+        return os.open(path, how | _FLAGS)
     except OSError as error:
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise

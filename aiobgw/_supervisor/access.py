@@ -17,7 +17,8 @@ from ..settings import Settings
 
 _PEERCRED = Struct("iII")
 _SO_PEERGROUPS = 59
-_GROUPS = 65_536
+_GROUPS = 256
+"""What Python's getsockopt has room for; of a process in more groups only the first counts."""
 
 
 class Who(NamedTuple):
@@ -35,7 +36,7 @@ def who_connected(socket: Socket) -> Who:
         data = socket.getsockopt(SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS)
         others = memoryview(data).cast("I").tolist()
     except OSError:
-        others = []  # none at all, or an old kernel: the first group is known
+        others = []  # too many, or an old kernel: the first group is known
     return Who(pid, uid, frozenset([gid, *others]))
 
 

@@ -169,6 +169,7 @@ class Core:
         if connects and fields["main"] is None and is_of_main(str(self.settings.connector)):
             fields["main"] = main_module(spec.name, "the connector")
         worker = self.registry.admit(spec, fields, payload, fds)
+        self.outside.publish(worker)
         self.news.registered(worker)
         return worker
 
@@ -308,7 +309,7 @@ class Core:
         """Everybody is gone: give back what is left, then tell."""
         self.stage = Stage.CLOSED
         self.news.publish(Closed(time.time()))
-        self.outside.hang_up()
+        self.outside.hang_up(in_order=True)
         self.close_launcher()
         self.outside.close()
         self.changes.tell()
@@ -323,7 +324,7 @@ class Core:
             return
         self.stage = Stage.ABANDONED
         self.cycle.cancel()
-        self.outside.hang_up()
+        self.outside.hang_up(in_order=False)
         self.close_launcher()
         self.outside.close()
         for worker in self.registry.all():

@@ -35,6 +35,7 @@ class Outside:
         self._board: BoardWriter | None = None
         self._shared = False
         self._head = b""
+        self._used = 0
         self._instance: Instance | None = None
         self._control: Control | None = None
         self._peers: Peers | None = None
@@ -81,16 +82,22 @@ class Outside:
         return self._board.fd
 
     def publish(self, worker: RegisteredWorker) -> None:
-        """Write the worker's record; the board is a copy for others, so that this may fail."""
+        """Write the worker's record; the board is a copy for others, so that this may fail.
+
+        Ordering: a new worker is here before anybody hears of it, its registrant or others.
+        """
         if not self._shared or self._board is None:
             return
         try:
             self._board.write(worker.slot, pack_status(worker.status()))
         except (ValueError, OSError) as error:
             log.error("worker %s: its record cannot be written: %s", worker.spec.name, error)
+        if self._core.registry.used != self._used:
+            self._publish_head()
 
-    def _publish_head(self) -> None:
-        head = pack_head(self._core.status(workers=()), self._core.registry.used)
+    def _publish_head(self, *, closed: bool = False) -> None:
+        self._used = self._core.registry.used
+        head = pack_head(self._core.status(workers=()), self._used, closed=closed)
         if head != self._head and self._board is not None:
             self._head = head
             self._board.write(HEAD, head)
@@ -124,10 +131,13 @@ class Outside:
 
     # Going.
 
-    def hang_up(self) -> None:
-        """Let all clients go, after they were told all there is."""
+    def hang_up(self, *, in_order: bool) -> None:
+        """Let all clients go, after they were told all there is.
+
+        One that is too far behind to be told finds on the board that it ended in order.
+        """
         if self._shared:
-            self._publish_head()
+            self._publish_head(closed=in_order)
         if self._control is not None:
             self._control.close()
             self._control = None

@@ -26,7 +26,7 @@ from .. import __version__
 from .._ipc import requests
 from .._ipc.channel import BrokenMessage, Channel
 from .._ipc.record import pack_status
-from .._ipc.verbs import Rights
+from .._ipc.verbs import Rights, Verb
 from .._policy.rate import Bucket
 from .._process.watcher import Watcher
 from ..errors import AccessDenied, AiobgwError, ProtocolMismatch
@@ -42,6 +42,9 @@ BURST, PER_SECOND = 4_000, 8_000
 ALL_BURST, ALL_PER_SECOND = 8_000, 16_000
 GARBAGE_COSTS = 100
 """A message that is none costs as much as so many: who sends nothing else is soon slow."""
+
+WITHDRAWABLE = 1_024
+"""So many registrations of each peer are remembered by their numbers: more cannot be on the way."""
 
 HELLO_TIMEOUT = 5.0
 CHANGES_PER_MESSAGE = 12
@@ -126,9 +129,11 @@ class Peer:
         self._blocked = False
         self._watching: dict[RegisteredWorker, Callable[[], None]] = {}
         self._changed: dict[tuple[int, int], RegisteredWorker | bytes] = {}
+        self._registered: dict[int, tuple[int, int]] = {}
         self._follows = False
         self._lost = 0
         self._open = True
+        self._deaf = False
 
     # Reading.
 
@@ -149,6 +154,8 @@ class Peer:
         except BrokenMessage:
             self._garbage("too long, or too many descriptors")
             return True
+        except ConnectionResetError:
+            return True  # Race: it went with something unread; what it asked for is still there
         except OSError:
             data, fds = b"", []
         if not data:
@@ -182,6 +189,8 @@ class Peer:
         match message:
             case requests.Register():
                 self._register(message, fds)
+            case requests.Withdraw(number):
+                self._withdraw(number)
             case requests.Ask(verb, slot, generation, argument):
                 worker = self._tenant(slot, generation)
                 if self.rights >= Rights.OPERATE and worker is not None:
@@ -245,7 +254,12 @@ class Peer:
         answer = requests.Welcome(
             requests.WIRE, __version__, core.epoch, self.rights, core.settings.max_payload
         )
-        pidfd = os.pidfd_open(os.getpid())
+        try:
+            pidfd = os.pidfd_open(os.getpid())
+        except OSError as error:
+            self._refuse(0, AiobgwError(f"the supervisor cannot let anybody in: {error}"))
+            self.close()
+            return
         try:
             self.channel.send(requests.pack(answer), (core.outside.share_board(), pidfd))
             self._greeted = True
@@ -269,9 +283,17 @@ class Peer:
         except OSError as error:
             self._refuse(message.number, AiobgwError(f"the supervisor cannot: {error}"))
             return
+        self._registered[message.number] = (worker.slot, worker.generation)
+        if len(self._registered) > WITHDRAWABLE:
+            del self._registered[next(iter(self._registered))]
         self._answer(requests.Accepted(message.number, worker.slot, worker.generation))
         self._subscribe(worker)
         self._core.consider(worker)
+
+    def _withdraw(self, number: int) -> None:
+        worker = self._tenant(*self._registered.pop(number, (-1, 0)))
+        if worker is not None:
+            self._core.ask(worker, Verb.TERMINATE, 0)
 
     def _tenant(self, slot: int, generation: int) -> RegisteredWorker | None:
         worker = self._core.registry.at(slot)
@@ -361,15 +383,20 @@ class Peer:
         return requests.Changed(tuple(told))
 
     def _offer(self, data: bytes) -> bool:
-        """Send without waiting; return whether it went (or never will: it is gone)."""
+        """Send without waiting; return whether it went, or never will.
+
+        Race: one that is gone may have asked for something before, which is still to be read;
+        the end of what it sent closes it.
+        """
+        if self._deaf:
+            return True
         try:
             self.channel.send(data)
-            return True
         except BlockingIOError:
             return False
         except OSError:
-            self.close()
-            return True
+            self._deaf = True
+        return True
 
     def _wait_for_room(self) -> None:
         self._blocked = True
