@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable
 EVENTS_PER_TURN = 16
 """A turn holds the host's loop for a millisecond or two, not for as long as there is work."""
 
+SKIPPED_AT_MOST = 64
+
 RETRY_DELAY = 0.1
 
 log = logging.getLogger("aiobgw")
@@ -28,10 +30,9 @@ AT_REAP = select.EPOLLONESHOT
 class Watcher:
     """Descriptors and moments, and what to do about them."""
 
-    __slots__ = ("_handlers", "_timers", "epoll")
-
     def __init__(self) -> None:
         self.epoll = select.epoll()
+        self.is_behind = False
         self._handlers: dict[int, Callable[[], None]] = {}
         self._timers: dict[Hashable, tuple[float, Callable[[], None]]] = {}
 
@@ -45,13 +46,15 @@ class Watcher:
 
     def unwatch(self, fd: int) -> None:
         """Forget *fd*, which its owner is about to close."""
-        self._timers.pop(("again", fd), None)
+        self.cancel(("again", fd))
         if self._handlers.pop(fd, None) is not None:
             self.epoll.unregister(fd)
 
     def poll(self) -> None:
         """Handle what is there, a bounded part of it; level-triggered, the rest comes again."""
-        for fd, _ in self.epoll.poll(0, EVENTS_PER_TURN):
+        events = self.epoll.poll(0, EVENTS_PER_TURN)
+        self.is_behind = len(events) == EVENTS_PER_TURN
+        for fd, _ in events:
             handler = self._handlers.get(fd)
             if handler is not None:  # an earlier handler of this turn may have closed it
                 self._call(("again", fd), handler)
@@ -88,3 +91,48 @@ class Watcher:
         self.epoll.close()
         self._handlers.clear()
         self._timers.clear()
+
+
+class LateWatcher(Watcher):
+    """A watcher inside another one, for what is handled after all else that has come.
+
+    Its timers are the other one's.  Ownership: it belongs to whoever made it, and is closed
+    before the other one.
+    """
+
+    def __init__(self, first: Watcher) -> None:
+        super().__init__()
+        self._first = first
+        self._ready = False
+        self._skipped = 0
+        first.watch(self.epoll.fileno(), self._note)
+
+    def _note(self) -> None:
+        self._ready = True
+
+    def poll(self) -> None:
+        """Handle what is there, unless the other one has not come to its end.
+
+        It waits SKIPPED_AT_MOST turns: nobody's noise can keep it waiting for ever.
+        """
+        if not self._ready:
+            return
+        if self._first.is_behind and self._skipped < SKIPPED_AT_MOST:
+            self._skipped += 1
+            return
+        self._skipped = 0
+        self._ready = False
+        super().poll()
+
+    def timer(self, name: Hashable, at: float, handler: Callable[[], None]) -> None:
+        self._first.timer(name, at, handler)
+
+    def cancel(self, name: Hashable) -> bool:
+        return self._first.cancel(name)
+
+    def has_timer(self, name: Hashable) -> bool:
+        return self._first.has_timer(name)
+
+    def close(self) -> None:
+        self._first.unwatch(self.epoll.fileno())
+        super().close()

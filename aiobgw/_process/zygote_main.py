@@ -173,7 +173,10 @@ class _Zygote:
                     self._report(fd)
 
     def _serve(self) -> None:
-        data, fds = self._control.receive(1, block=True)
+        try:
+            data, fds = self._control.receive(1, block=True)
+        except ConnectionResetError:
+            data, fds = b"", []  # Race: it died with a report unread
         if not data:
             self._end()
 

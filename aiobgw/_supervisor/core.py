@@ -221,6 +221,7 @@ class Core:
             self.effects,
             self.news,
             on_zygote=self._on_zygote,
+            hear=self.outside.hear,
             publish=self.outside.publish,
             after_turn=self._after_turn,
         )
@@ -232,6 +233,7 @@ class Core:
     def close_launcher(self) -> None:
         if self.loop is not None:
             self.loop.close()
+        self.outside.disconnect()
         if self.launcher is not None:
             self.launcher.close()
         self.loop = self.launcher = self.effects = None

@@ -42,6 +42,7 @@ class Loop:
         news: News,
         *,
         on_zygote: Callable[[process.ZygoteUp | process.ZygoteFailed], None],
+        hear: Callable[[], None],
         publish: Callable[[RegisteredWorker], None],
         after_turn: Callable[[], None],
     ) -> None:
@@ -52,6 +53,7 @@ class Loop:
         self._effects = effects
         self._news = news
         self._on_zygote = on_zygote
+        self._hear = hear
         self._publish = publish
         self._after_turn = after_turn
         self._deadlines = Deadlines()
@@ -91,6 +93,9 @@ class Loop:
                 for event in happened:
                     self._guarded(self._on_process_event, event)
                 happened = []
+                if gather:
+                    self._hear()
+                    gather = False
                 self._take_requests()
                 if not self._take_deadlines() and not self._launcher.pending:
                     break

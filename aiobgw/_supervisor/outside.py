@@ -60,7 +60,7 @@ class Outside:
         self._board = BoardWriter(self._core.settings.max_workers, self._core.epoch)
 
     def connect(self, watcher: Watcher) -> None:
-        """Be ready for peers, which are heard through *watcher*."""
+        """Be ready for peers, which are heard after all else that *watcher* has to tell."""
         self._peers = Peers(self._core, watcher)
 
     def listen(self) -> None:
@@ -122,6 +122,11 @@ class Outside:
             raise
         return theirs
 
+    def hear(self) -> None:
+        """Take in what peers ask for, a bounded part of it."""
+        if self._peers is not None:
+            self._peers.watcher.poll()
+
     def flush(self) -> None:
         """Publish what a turn has changed, then tell of it."""
         if self._shared:
@@ -138,6 +143,10 @@ class Outside:
         """
         if self._shared:
             self._publish_head(closed=in_order)
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Undo ``listen`` and ``connect``."""
         if self._control is not None:
             self._control.close()
             self._control = None

@@ -6,6 +6,9 @@ answers wait is not read from), the workers it has to look at (one entry each, h
 they change), and a count of the events it has missed.  It slows nobody down, and nobody is
 ever signalled.
 
+Ordering: exits come before requests, whichever happened first: who asks finds the room that
+others have left.  So peers have a watcher of their own, which has its turn after the other.
+
 Invariants: a request is carried out within the call that read it, so that a peer killed at
 any moment has either asked or not.  A peer's subscriptions go with it.  No more descriptors
 are taken in than a message of its kind may bring, and what is not used is closed.
@@ -28,7 +31,7 @@ from .._ipc.channel import BrokenMessage, Channel
 from .._ipc.record import pack_status
 from .._ipc.verbs import Rights, Verb
 from .._policy.rate import Bucket
-from .._process.watcher import Watcher
+from .._process.watcher import LateWatcher, Watcher
 from ..errors import AccessDenied, AiobgwError, ProtocolMismatch
 from ..status import Event, EventsLost
 from .admission import admit
@@ -56,9 +59,9 @@ log = logging.getLogger("aiobgw")
 class Peers:
     """All peers of a supervisor."""
 
-    def __init__(self, core: Core, watcher: Watcher) -> None:
+    def __init__(self, core: Core, first: Watcher) -> None:
         self.core = core
-        self.watcher = watcher
+        self.watcher = LateWatcher(first)
         self.bucket = Bucket(ALL_BURST, ALL_PER_SECOND)
         self.behind: set[Peer] = set()
         self._peers: set[Peer] = set()
@@ -102,8 +105,10 @@ class Peers:
         self.flush()
         for peer in list(self._peers):
             peer.close()
+        self.watcher.close()
 
     def close_copies(self) -> None:
+        self.watcher.epoll.close()
         for peer in self._peers:
             peer.channel.close()
 
@@ -150,6 +155,8 @@ class Peer:
         try:
             data, fds = self.channel.receive(requests.REGISTER_FDS)
         except BlockingIOError:
+            if self._deaf:
+                self.close()
             return False
         except BrokenMessage:
             self._garbage("too long, or too many descriptors")
