@@ -11,6 +11,7 @@ from .errors import InvalidSpec
 
 NAME_BYTES = 95
 TARGET_LENGTH = 1_000
+USER_LENGTH = 256
 TOKEN_PREFIX = "aiobgw1:"
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MAIN = ("__main__", "__mp_main__")

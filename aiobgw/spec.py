@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from ._names import (
     IMPORTABLE,
+    USER_LENGTH,
     check_name,
     importable_name,
     is_of_main,
@@ -306,7 +307,8 @@ def _check_user(spec: WorkerSpec) -> None:
     if spec.user is None:
         return
     number = isinstance(spec.user, int) and not isinstance(spec.user, bool) and spec.user >= 0
-    if not number and not isinstance(spec.user, str):
+    named = isinstance(spec.user, str) and 0 < len(spec.user) <= USER_LENGTH
+    if not number and not named:
         raise InvalidSpec.of(spec.name, "user", spec.user, "must be a user's name or number")
     if int(spec.flags) & _SHMEM_ACCESS:
         # The board and the latches are shared among processes of one user only.

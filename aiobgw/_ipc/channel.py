@@ -29,8 +29,7 @@ from struct import pack, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import NoReturn
+    from collections.abc import Callable, Sequence
 
 MESSAGE_BYTES = 32_768
 """The largest message.  Each receive needs a buffer of this size, and a fresh process pays
@@ -75,11 +74,18 @@ class Channel:
         flags = MSG_NOSIGNAL if block else MSG_NOSIGNAL | MSG_DONTWAIT
         self._socket.sendmsg([data], rights, flags)
 
-    def receive(self, max_fds: int = 0, *, block: bool = False) -> tuple[bytes, list[int]]:
+    def receive(
+        self,
+        max_fds: int = 0,
+        *,
+        block: bool = False,
+        discard: Callable[[Sequence[int]], None] | None = None,
+    ) -> tuple[bytes, list[int]]:
         """Return the next message and its descriptors; b"" at the peer's end.
 
         Raises BlockingIOError when there is none, ConnectionResetError when the peer ended
-        without having read all we sent, and BrokenMessage (with everything closed).
+        without having read all we sent, and BrokenMessage, with everything closed, or given
+        to *discard*.  An empty message is an end, whatever came with it.
         """
         room = CMSG_LEN(4 * max_fds) if max_fds else 0
         flags = _MSG_CMSG_CLOEXEC if block else _MSG_CMSG_CLOEXEC | MSG_DONTWAIT
@@ -88,8 +94,12 @@ class Channel:
 
         # CMSG_LEN leaves no room for padding, but the kernel may still find some for a
         # descriptor more than was asked for: count them.
-        if outcome & (MSG_TRUNC | MSG_CTRUNC) or len(fds) > max_fds:
-            _refuse(fds)
+        broken = outcome & (MSG_TRUNC | MSG_CTRUNC) or len(fds) > max_fds
+        if broken or (fds and not data):
+            (discard or _close)(fds)
+            if broken:
+                raise BrokenMessage("truncated message or unasked descriptors")
+            return b"", []
         return data, fds
 
     def shut_down(self) -> None:
@@ -116,7 +126,6 @@ def _descriptors(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
     return found
 
 
-def _refuse(fds: Sequence[int]) -> NoReturn:
+def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
-    raise BrokenMessage("truncated message or unasked descriptors")

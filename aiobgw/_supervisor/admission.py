@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .core import Core
     from .registry import RegisteredWorker
 
+MAIN_BYTES = 4_096 + len("module:")
+"""A path of the system's length."""
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -52,8 +55,10 @@ def _spec(message: requests.Register, latches: list[int]) -> WorkerSpec:
     for fd in latches:
         if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
             raise InvalidSpec(f"worker {given.name!r}: latches must be eventfds")
-    if given.main is not None and not given.main.startswith(("path:", "module:")):
+    if given.main is not None and not _is_main(given.main):
         raise InvalidSpec.of(given.name, "main", given.main, "must be a path or a module")
+    if len(set(message.latches)) != len(message.latches):
+        raise InvalidSpec.of(given.name, "latches", message.latches, "must have different names")
     try:
         return WorkerSpec(
             name=given.name,
@@ -77,6 +82,11 @@ def _spec(message: requests.Register, latches: list[int]) -> WorkerSpec:
         raise
     except (ValueError, TypeError) as error:
         raise InvalidSpec(f"worker {given.name!r}: {error}") from None
+
+
+def _is_main(main: str) -> bool:
+    """Tell whether it names a main script, and leaves room in an order for all the rest."""
+    return main.startswith(("path:", "module:")) and len(main.encode()) <= MAIN_BYTES
 
 
 def _words(message: requests.Register) -> list[str]:

@@ -34,6 +34,7 @@ from .._policy.rate import Bucket
 from .._process.watcher import LateWatcher, Watcher
 from ..errors import AccessDenied, AiobgwError, ProtocolMismatch
 from ..status import Event, EventsLost
+from . import foreign
 from .admission import admit
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ GARBAGE_COSTS = 100
 
 WITHDRAWABLE = 1_024
 """So many registrations of each peer are remembered by their numbers: more cannot be on the way."""
+
+MOST_FDS = 253
+"""So many the kernel allows: what it does not hand over it closes itself, and waits for that."""
 
 HELLO_TIMEOUT = 5.0
 CHANGES_PER_MESSAGE = 12
@@ -144,22 +148,26 @@ class Peer:
 
     def on_ready(self) -> None:
         """Send what waits, then read some, unless answers still wait."""
+        waited = self._blocked
         self.flush()
+        if self._held_back and waited:
+            return  # it came for room; held back and not waiting, only a hang-up comes
         for _ in range(MESSAGES_PER_TURN):
             if not self._open or self._answers or not self._read():
-                return
-        self._hold_back()
+                break
+        if self._open:
+            self._hold_back()
 
     def _read(self) -> bool:
         """Read one message and carry it out; return whether there may be another."""
         try:
-            data, fds = self.channel.receive(requests.REGISTER_FDS)
+            data, fds = self.channel.receive(MOST_FDS, discard=foreign.close)
         except BlockingIOError:
             if self._deaf:
                 self.close()
             return False
         except BrokenMessage:
-            self._garbage("too long, or too many descriptors")
+            self._garbage("too long")
             return True
         except ConnectionResetError:
             return True  # Race: it went with something unread; what it asked for is still there
@@ -172,8 +180,7 @@ class Peer:
             self._count(1)
             self._take(data, fds)
         finally:
-            for fd in fds:
-                os.close(fd)  # what was used was taken out
+            foreign.close(fds)  # what was used was taken out
         return True
 
     def _take(self, data: bytes, fds: list[int]) -> None:
@@ -182,7 +189,8 @@ class Peer:
         except requests.BadMessage as error:
             self._garbage(str(error))
             return
-        if fds and not isinstance(message, requests.Register):
+        most = requests.REGISTER_FDS if isinstance(message, requests.Register) else 0
+        if len(fds) > most:
             self._garbage("unasked descriptors")
         elif isinstance(message, requests.Hello):
             self._hello(message)
@@ -239,7 +247,8 @@ class Peer:
     def _listen(self) -> None:
         """Ask for what can be used: no requests while answers wait, or after too many."""
         reads = not self._held_back and not self._answers
-        events = select.EPOLLIN * reads | select.EPOLLOUT * self._blocked
+        writes = self._blocked or (self._deaf and reads)  # it is read from up to its end then
+        events = select.EPOLLIN * reads | select.EPOLLOUT * writes
         if self._open and self._events != events:
             self._events = events
             self._peers.watcher.change(self.channel.fd, events)
@@ -403,6 +412,7 @@ class Peer:
             return False
         except OSError:
             self._deaf = True
+            self._listen()
         return True
 
     def _wait_for_room(self) -> None:
