@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import random
-import resource
 import signal
 import socket
 import time
@@ -24,8 +23,6 @@ from aiobgw._ipc import requests
 from aiobgw._ipc.channel import MESSAGE_BYTES
 from aiobgw._ipc.record import spec_fields
 from aiobgw._supervisor.peers import Peer, Peers
-
-from . import procs
 
 if TYPE_CHECKING:
     import pytest
@@ -386,7 +383,8 @@ def nothing_escapes(
     def recorded(pidfd: int, signum: int, *rest: Any) -> None:
         pid = _pid_of(pidfd)
         seen.signals.append((pid, signum))
-        if pid > 0 and pid != zygote and pid not in procs.descendants(zygote):
+        # Race: it may end while it is looked at; then nobody else has its pid.
+        if pid > 0 and not _is_below(zygote, pid) and _pid_of(pidfd) == pid:
             seen.strangers.append((pid, signum))
         send(pidfd, signum, *rest)
 
@@ -402,6 +400,16 @@ def nothing_escapes(
         logging.getLogger("aiobgw").removeHandler(handler)
         loop.set_exception_handler(before)
     seen.check()
+
+
+def _is_below(ancestor: int, pid: int) -> bool:
+    """Tell whether a process is the ancestor, or below it."""
+    while pid > 1 and pid != ancestor:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    return pid == ancestor
 
 
 def _pid_of(pidfd: int) -> int:
@@ -484,59 +492,67 @@ import asyncio, os, random, sys
 import aiobgw
 from aiobgw import Restart, WorkerSpec
 
-place, started, accepted, name, seed, seconds = sys.argv[1:7]
+place, starts, said, name, seed, seconds = sys.argv[1:7]
 rng = random.Random(int(seed))
+fd = os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-def note(fd, text):
-    os.write(fd, text.encode() + b"\\n")
+def say(*words):
+    os.write(fd, " ".join(map(str, words)).encode() + b"\\n")
+
+def end(mine, how):
+    key, handle = mine.pop(rng.randrange(len(mine)))
+    say("ended", key)
+    getattr(handle, how)()
+    return handle
+
+async def register(client, key):
+    say("asked", key)
+    try:
+        handle = await client.register(WorkerSpec(
+            name=rng.choice("abc"), target="tests.hostile:start_and_wait",
+            args=(starts, key, rng.choice([0.0, 0.0, 0.05, 3600.0])),
+            restart=Restart.NEVER, stop_timeout=5,
+        ))
+    except aiobgw.NoFreeSlot:
+        say("refused", key)
+        return None
+    say("accepted", key)
+    return key, handle
 
 async def main():
-    fd = os.open(accepted, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     async with aiobgw.attach(place) as client:
         events = client.events() if rng.random() < 0.5 else None
-        print("up", flush=True)
-        end = asyncio.get_running_loop().time() + float(seconds)
-        mine, count = [], 0
-        while asyncio.get_running_loop().time() < end:
+        loop = asyncio.get_running_loop()
+        until, mine, count = loop.time() + float(seconds), [], 0
+        while loop.time() < until:
             do = rng.random()
             if do < 0.5 or not mine:
                 count += 1
-                key = f"{name}-{count}"
-                note(fd, f"asked {key}")
-                try:
-                    handle = await client.register(WorkerSpec(
-                        name=rng.choice("abc"), target="tests.hostile:start_and_wait",
-                        args=(started, key, rng.choice([0.0, 0.0, 0.05, 3600.0])),
-                        restart=Restart.NEVER, stop_timeout=5,
-                    ))
-                except aiobgw.NoFreeSlot:
-                    note(fd, f"refused {key}")
-                    if mine:
-                        mine.pop(rng.randrange(len(mine))).kill()
-                    continue
-                note(fd, f"accepted {key} {handle.slot} {handle.generation}")
-                mine.append(handle)
+                registered = await register(client, f"{name}-{count}")
+                if registered is not None:
+                    mine.append(registered)
+                elif mine:
+                    end(mine, "kill")
+                else:
+                    await asyncio.sleep(0.01)  # the others have it all
             elif do < 0.7:
-                mine.pop(rng.randrange(len(mine))).terminate()
+                end(mine, "terminate")
             elif do < 0.75:
-                mine.pop(rng.randrange(len(mine))).kill()
+                end(mine, "kill")
             elif do < 0.85:
-                try:
-                    await rng.choice(mine).wait_for_startup()
-                except aiobgw.NeverStarted:
-                    pass
+                await rng.choice(mine)[1].wait_for_startup()
             elif do < 0.9:
                 client.status()
             elif do < 0.95:
-                handle = mine.pop(rng.randrange(len(mine)))
-                handle.terminate()
-                await handle
+                await end(mine, "terminate")
             else:
                 for handle in client.handles()[:3]:
                     handle.status()
-        note(fd, "end")
-        for handle in mine:
-            handle.terminate()
+        while mine:
+            await mine[0][1].wait_for_startup()
+            say("ended", mine[0][0])
+            mine.pop(0)[1].terminate()
+        say("end", name)
 
 asyncio.run(main())
 """
@@ -548,8 +564,3 @@ def start_and_wait(path: str, key: str, seconds: float) -> None:
     os.write(fd, key.encode() + b"\n")
     os.close(fd)
     time.sleep(seconds)
-
-
-def resident() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

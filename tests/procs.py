@@ -37,11 +37,11 @@ def open_fds() -> dict[int, str]:
 def children(pid: int | None = None) -> set[int]:
     """Return the children of a process, zombies included."""
     found: set[int] = set()
-    for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*"):
-        try:
+    try:
+        for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
             found |= {int(child) for child in (task / "children").read_text().split()}
-        except FileNotFoundError:
-            pass
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # the thread, or the process, is gone meanwhile
     return found
 
 

@@ -1,10 +1,8 @@
 """Peers: the clients of a supervisor, each on a channel of its own, none of them trusted.
 
 A peer can ask, and nothing else: what it sends is decoded strictly, checked as if it were a
-stranger's, and counted.  What it does not read waits here, bounded: answers (a peer whose
-answers wait is not read from), the workers it has to look at (one entry each, however often
-they change), and a count of the events it has missed.  It slows nobody down, and nobody is
-ever signalled.
+stranger's, and counted.  What it does not read waits in its ``outbox``, bounded.  It slows
+nobody down, and nobody is ever signalled.
 
 Ordering: exits come before requests, whichever happened first: who asks finds the room that
 others have left.  So peers have a watcher of their own, which has its turn after the other.
@@ -20,7 +18,6 @@ import logging
 import os
 import select
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,9 +30,10 @@ from .._ipc.verbs import Rights, Verb
 from .._policy.rate import Bucket
 from .._process.watcher import LateWatcher, Watcher
 from ..errors import AccessDenied, AiobgwError, ProtocolMismatch
-from ..status import Event, EventsLost
+from ..status import Event
 from . import foreign
 from .admission import admit
+from .outbox import Outbox
 
 if TYPE_CHECKING:
     from .core import Core
@@ -54,9 +52,6 @@ MOST_FDS = 253
 """So many the kernel allows: what it does not hand over it closes itself, and waits for that."""
 
 HELLO_TIMEOUT = 5.0
-CHANGES_PER_MESSAGE = 12
-"""With a last status each, they fit into a message."""
-
 log = logging.getLogger("aiobgw")
 
 
@@ -102,7 +97,7 @@ class Peers:
         """Tell who has to look at what, at the end of a turn: once each."""
         behind, self.behind = self.behind, set()
         for peer in behind:
-            peer.flush()
+            peer.outbox.flush()
 
     def close(self) -> None:
         """Let all of them go, after what waits for them."""
@@ -132,28 +127,24 @@ class Peer:
         self._core = peers.core
         self._greeted = False
         self._bucket = Bucket(BURST, PER_SECOND)
-        self._answers: deque[bytes] = deque()
         self._events = select.EPOLLIN
         self._held_back = False
-        self._blocked = False
         self._watching: dict[RegisteredWorker, Callable[[], None]] = {}
-        self._changed: dict[tuple[int, int], RegisteredWorker | bytes] = {}
         self._registered: dict[int, tuple[int, int]] = {}
         self._follows = False
-        self._lost = 0
         self._open = True
-        self._deaf = False
+        self.outbox = Outbox(channel, self._listen)
 
     # Reading.
 
     def on_ready(self) -> None:
         """Send what waits, then read some, unless answers still wait."""
-        waited = self._blocked
-        self.flush()
+        waited = self.outbox.blocked
+        self.outbox.flush()
         if self._held_back and waited:
             return  # it came for room; held back and not waiting, only a hang-up comes
         for _ in range(MESSAGES_PER_TURN):
-            if not self._open or self._answers or not self._read():
+            if not self._open or self.outbox.answers or not self._read():
                 break
         if self._open:
             self._hold_back()
@@ -163,7 +154,7 @@ class Peer:
         try:
             data, fds = self.channel.receive(MOST_FDS, discard=foreign.close)
         except BlockingIOError:
-            if self._deaf:
+            if self.outbox.deaf:
                 self.close()
             return False
         except BrokenMessage:
@@ -246,8 +237,10 @@ class Peer:
 
     def _listen(self) -> None:
         """Ask for what can be used: no requests while answers wait, or after too many."""
-        reads = not self._held_back and not self._answers
-        writes = self._blocked or (self._deaf and reads)  # it is read from up to its end then
+        reads = not self._held_back and not self.outbox.answers
+        writes = self.outbox.blocked or (
+            self.outbox.deaf and reads
+        )  # it is read from up to its end then
         events = select.EPOLLIN * reads | select.EPOLLOUT * writes
         if self._open and self._events != events:
             self._events = events
@@ -302,7 +295,7 @@ class Peer:
         self._registered[message.number] = (worker.slot, worker.generation)
         if len(self._registered) > WITHDRAWABLE:
             del self._registered[next(iter(self._registered))]
-        self._answer(requests.Accepted(message.number, worker.slot, worker.generation))
+        self.outbox.answer(requests.Accepted(message.number, worker.slot, worker.generation))
         self._subscribe(worker)
         self._core.consider(worker)
 
@@ -321,7 +314,7 @@ class Peer:
         worker = self._tenant(slot, generation)
         if worker is None:
             body = pack_status(self._core.registry.last_words(slot, generation))
-            self._changed[slot, generation] = body
+            self.outbox.changed[slot, generation] = body
             self._peers.behind.add(self)
         else:
             self._subscribe(worker)
@@ -341,9 +334,9 @@ class Peer:
         key = (worker.slot, worker.generation)
         if worker.is_over:
             self._unwatch(worker)
-            self._changed[key] = pack_status(worker.status())
+            self.outbox.changed[key] = pack_status(worker.status())
         else:
-            self._changed[key] = worker
+            self.outbox.changed[key] = None
         self._peers.behind.add(self)
 
     def _follow(self) -> None:
@@ -356,68 +349,11 @@ class Peer:
         self._core.news.remove(self)
 
     def push(self, event: Event) -> None:
-        """Send an event, or count that it was missed."""
-        if self._lost and self._offer(requests.happened(EventsLost(time.time(), self._lost))):
-            self._lost = 0
-        if self._lost or not self._offer(requests.happened(event)):
-            self._lost += 1
-            self._wait_for_room()
-
-    # Writing.
+        """Hear of an event (as a sink of News)."""
+        self.outbox.tell(event)
 
     def _refuse(self, number: int, error: AiobgwError) -> None:
-        self._answer(requests.refused(number, error))
-
-    def _answer(self, message: requests.Message) -> None:
-        data = requests.pack(message)
-        if self._answers or not self._offer(data):
-            self._answers.append(data)
-            self._wait_for_room()
-
-    def flush(self) -> None:
-        """Send what waits, in order: answers, then what to look at."""
-        while self._open and self._answers:
-            if not self._offer(self._answers[0]):
-                self._wait_for_room()
-                return
-            self._answers.popleft()
-        while self._open and self._changed:
-            keys = list(self._changed)[:CHANGES_PER_MESSAGE]
-            if not self._offer(requests.pack(self._changes(keys))):
-                self._wait_for_room()
-                return
-            for key in keys:
-                del self._changed[key]
-        self._blocked = False
-        self._listen()
-
-    def _changes(self, keys: list[tuple[int, int]]) -> requests.Changed:
-        told: list[tuple[int, int, bytes | None]] = []
-        for slot, generation in keys:
-            what = self._changed[slot, generation]
-            told.append((slot, generation, what if isinstance(what, bytes) else None))
-        return requests.Changed(tuple(told))
-
-    def _offer(self, data: bytes) -> bool:
-        """Send without waiting; return whether it went, or never will.
-
-        Race: one that is gone may have asked for something before, which is still to be read;
-        the end of what it sent closes it.
-        """
-        if self._deaf:
-            return True
-        try:
-            self.channel.send(data)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self._deaf = True
-            self._listen()
-        return True
-
-    def _wait_for_room(self) -> None:
-        self._blocked = True
-        self._listen()
+        self.outbox.answer(requests.refused(number, error))
 
     def close(self) -> None:
         """Let it go, and all that it had asked to be told."""

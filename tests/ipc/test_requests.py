@@ -68,6 +68,7 @@ TO_SUPERVISOR: dict[type[requests.Message], st.SearchStrategy[Any]] = {
         st.none() | st.binary(max_size=200),
         st.lists(TEXT, max_size=20).map(tuple),
     ),
+    requests.Withdraw: st.builds(requests.Withdraw, NUMBER),
     requests.Ask: st.builds(requests.Ask, st.sampled_from(Verb), NUMBER, WORD, st.integers(0, 64)),
     requests.Watch: st.builds(requests.Watch, NUMBER, WORD),
     requests.Unwatch: st.builds(requests.Unwatch, NUMBER, WORD),

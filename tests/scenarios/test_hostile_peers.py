@@ -381,7 +381,7 @@ async def test_watching_workers_that_never_were_fills_no_memory(
             except BlockingIOError:
                 quiet += 1  # it is not read from any more, as it should be
             await asyncio.sleep(0)
-        assert len(peer._changed) < 5_000
+        assert len(peer.outbox.changed) < 5_000
         raw.drain()  # once it reads it is heard again
         raw.send(register(spec(), 8))
         await raw.answers(lambda message: isinstance(message, requests.Accepted))
@@ -501,7 +501,7 @@ async def test_a_peer_that_reads_nothing_is_not_read_from_and_costs_a_bounded_me
             except BlockingIOError:
                 quiet += 1
             await asyncio.sleep(0)
-        assert 0 < len(peer._answers) <= 2 * module.MESSAGES_PER_TURN
+        assert 0 < len(peer.outbox.answers) <= 2 * module.MESSAGES_PER_TURN
         for _ in range(40):  # events that it misses
             handle = await supervisor.register(spec())
             exit = await handle
@@ -510,10 +510,10 @@ async def test_a_peer_that_reads_nothing_is_not_read_from_and_costs_a_bounded_me
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - at_first
         tracemalloc.stop()
-        print(f"{sent} messages, {peer._lost} events lost, {grown} bytes more")
-        assert peer._lost >= 40
-        assert len(peer._answers) <= 2 * module.MESSAGES_PER_TURN
-        assert not peer._changed
+        print(f"{sent} messages, {peer.outbox.lost} events lost, {grown} bytes more")
+        assert peer.outbox.lost >= 40
+        assert len(peer.outbox.answers) <= 2 * module.MESSAGES_PER_TURN
+        assert not peer.outbox.changed
         assert grown < 500_000
 
 
@@ -527,7 +527,7 @@ async def test_a_peer_that_did_not_read_is_told_how_many_events_it_missed(
         (peer,) = peers_of(supervisor)
         raw.send(requests.pack(requests.Follow()))
         await until(lambda: peer._follows)
-        while peer._lost < 50:
+        while peer.outbox.lost < 50:
             exit = await (await supervisor.register(spec("w" * 95)))
             assert exit is not None
             exit.check()
@@ -538,7 +538,7 @@ async def test_a_peer_that_did_not_read_is_told_how_many_events_it_missed(
             for message in raw.drain():
                 assert isinstance(message, requests.Happened)
                 heard.append(requests.event_of(message))
-            return not peer._blocked
+            return not peer.outbox.blocked
 
         await until(take)
         last = await supervisor.register(spec("last"))
@@ -578,19 +578,19 @@ async def test_the_changes_a_peer_does_not_read_are_one_for_each_worker(
             raw.send(requests.pack(requests.Watch(handle.slot, handle.generation)))
         await raw.answers(lambda message: isinstance(message, requests.Changed))
         assert len(subscriptions(supervisor)) == 3
-        while not peer._changed:  # change them until what it does not read is full
+        while not peer.outbox.changed:  # change them until what it does not read is full
             for worker in list(peer._watching):
                 for _ in range(200):
                     worker.changes.tell()
-                    peer.flush()
+                    peer.outbox.flush()
         for _ in range(100):
             for worker in list(peer._watching):
                 worker.changes.tell()
-        assert len(peer._changed) == 3
+        assert len(peer.outbox.changed) == 3
         for handle in handles:
             handle.kill()
             await handle
-        assert len(peer._changed) == 3
+        assert len(peer.outbox.changed) == 3
         assert not peer._watching
         told: dict[tuple[int, int], bytes | None] = {}
 
@@ -601,7 +601,7 @@ async def test_the_changes_a_peer_does_not_read_are_one_for_each_worker(
             return len(told) == 3 and all(told.values())
 
         await until(take)
-        assert not peer._changed
+        assert not peer.outbox.changed
 
 
 async def test_who_may_only_look_changes_nothing_with_the_right_slot_and_generation(
@@ -883,7 +883,9 @@ async def test_a_supervisor_with_hostile_peers_shuts_down_as_fast_as_without(
                     raw.send(b"\xc1")
             except BlockingIOError:
                 await asyncio.sleep(0)
-        await until(lambda: any(peer._answers or peer._held_back for peer in peers_of(supervisor)))
+        await until(
+            lambda: any(peer.outbox.answers or peer._held_back for peer in peers_of(supervisor))
+        )
         with nothing_escapes(supervisor, monkeypatch):
             began = time.monotonic()
             await supervisor.shutdown()
