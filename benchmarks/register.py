@@ -8,7 +8,8 @@ registrations per second, by 1, 4 and 16 client processes, each 4 at a time, whi
               worker right after they have its handle; and what the supervisor's process spends
               on one (register, terminate and unwatch: three messages), in CPU time.
 
-Workers are not what is measured: they are gated, and never start.  Everything is measured with
+Workers are not what is measured: they are gated, and never start (so that the supervisors here
+need not count descriptors for them).  Everything is measured with
 few slots, with many, and with many of which nearly all are taken; ratios are to few slots, in
 the same round.  Few are 8; 4 and 16 clients need 128.
 
@@ -25,7 +26,6 @@ import asyncio
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -57,9 +57,6 @@ HEAD_START = 0.005
 
 SPEND_BURST = 2.0
 """Seconds after which a client has used up what it may ask for at once."""
-
-PER_WORKER, RESERVE = 3, 256
-"""Descriptors that a supervisor counts for each slot, and for everything else."""
 
 GROWTH = 1.15
 LATENCIES = ("register", "blocking", "wake-up", "bl. wake-up")
@@ -131,12 +128,6 @@ def settings(folder: str, many: int) -> list[Setting]:
     made.append(make(f"{many:,} slots, all but {ENOUGH} taken", many, many - ENOUGH))
     made.append(make(f"{ENOUGH} slots, limits as they are", ENOUGH, limited=True))
     return made
-
-
-def allowed_slots(wanted: int) -> int:
-    """Return how many slots the hard limit of descriptors allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if hard == resource.RLIM_INFINITY else min(wanted, (hard - RESERVE) // PER_WORKER)
 
 
 # Latencies, of a client in this process.
@@ -248,12 +239,9 @@ def run(options: argparse.Namespace) -> tuple[list[Setting], Samples, Rates]:
 
 
 def header(options: argparse.Namespace) -> str:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fewer = f"\n{MANY:,} slots need more descriptors than ulimit -Hn allows, {hard:,}."
     return (
         f"Python {platform.python_version()}, {options.loop}, Linux {platform.release()},"
-        f" {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, ulimit -n {soft:,}/{hard:,}"
-        f"{fewer if options.slots < options.asked else ''}\n"
+        f" {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n"
         f"{options.rounds} rounds, interleaved, of {options.samples} samples, and of"
         f" {options.seconds} s for rates; medians over rounds.\n"
         f"Rates: {AT_ONCE} at a time in each client; the limits of clients are lifted in the"
@@ -363,7 +351,6 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     options.spend_burst = SPEND_BURST
     if options.quick:
         options.rounds, options.samples, options.seconds, options.spend_burst = 2, 10, 0.2, 0.2
-    options.asked, options.slots = options.slots, allowed_slots(options.slots)
     return options
 
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from aiobgw import Client, Phase, Restart, Supervisor, WorkerSpec, attach
+from aiobgw._process import probe
 from aiobgw._supervisor import peers
 
 from . import targets
@@ -40,10 +41,16 @@ def lift_limits() -> None:
     peers.BURST = peers.PER_SECOND = peers.ALL_BURST = peers.ALL_PER_SECOND = NO_LIMIT
 
 
+def need_no_descriptors() -> None:
+    """Allow more slots than descriptors: workers that never start use none."""
+    probe._PER_WORKER = 0
+
+
 # Supervisors.
 
 
 async def supervise(directory: str, slots: int, unlimited: bool) -> None:
+    need_no_descriptors()
     if unlimited:
         lift_limits()
     async with Supervisor(
