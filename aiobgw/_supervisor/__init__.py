@@ -6,14 +6,17 @@ is the public face; ``starting`` and ``closing`` are how it comes and goes; ``cy
 through a crash.
 
 What others reach is ``outside``: the board; ``instance`` (the runtime directory and its lock);
-``control`` (who connects), ``access`` (who may what), ``peers`` (what each may ask, and is told),
-``admission`` (a message becomes a worker).  A worker with SHMEM_ACCESS is a peer on a channel
+``control`` (who connects), ``access`` (who may what), ``peers`` (what each may ask), ``outbox``
+(what each is told), ``admission`` (a message becomes a worker), ``foreign`` (descriptors that
+came along).  A worker with SHMEM_ACCESS is a peer on a channel
 that comes with its order, not on its launch channel (as the design had it): whatever it sends
 there, what the launch needs to hear is not behind it, and all clients are one mechanism.
 
-Invariants.  It never forks, never blocks, takes no lock, and reads no memory that anyone else
-can write.  Order of a turn: stop requests, exits, requests, deadlines; so that a worker that
-ended and whose end was asked for in the same instant is not restarted.  No user code runs
+Invariants.  It never forks, never blocks, takes no lock that anyone holds while he waits, and
+reads no memory that anyone else can write.  Order of a turn: stop requests, exits, requests
+(those of peers, too: their channels are in an epoll of their own, inside the other), deadlines;
+so that a worker that ended and whose end was asked for in the same instant is not restarted.
+No user code runs
 within a turn: waiters are resumed by the host's loop afterwards.  What fails in a turn fails for
 one worker: the turn goes on.  Order at the end of a worker (PostgreSQL's, and normative): its
 slot is free and its quota returned before anybody is told.
