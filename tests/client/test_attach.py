@@ -18,10 +18,12 @@ import pytest
 
 import aiobgw
 from aiobgw import ExitKind, Flags, Latch, Restart, ShutdownMode, WorkerSpec, WorkerState
+from aiobgw._ipc import requests
 
 from .. import client_targets, procs, targets
 from ..client_targets import Host, first_step, in_a_fork, in_a_thread
 from ..conftest import MakeSupervisor
+from ..hostile import Raw
 
 pytestmark = pytest.mark.anyio
 
@@ -441,6 +443,24 @@ async def test_many_clients_wait_for_one_worker_and_all_are_woken(
     assert exits == [await handle] * 40
     for attachment in clients:
         await attachment.__aexit__(None, None, None)
+
+
+async def test_who_asked_about_a_worker_is_told_of_it_and_nobody_else(
+    supervisor: aiobgw.Supervisor, client: aiobgw.Client, place: str
+) -> None:
+    ours, other = await started(client, name="ours"), await started(client, name="other")
+    with Raw(place) as watcher, Raw(place) as bystander:
+        await watcher.welcome()
+        await bystander.welcome()
+        watcher.send(requests.pack(requests.Watch(ours.slot, ours.generation)))
+        told = await watcher.answers(lambda message: isinstance(message, requests.Changed))
+        for handle in (other, ours):
+            handle.terminate()
+            await handle
+        told += await watcher.answers(lambda message: message.workers[0][2])  # its last status
+        about = {worker[:2] for message in told for worker in message.workers}  # type: ignore[attr-defined]
+        assert about == {(ours.slot, ours.generation)}
+        assert bystander.drain() == []
 
 
 async def test_cancelled_waits_lose_nothing(

@@ -407,6 +407,31 @@ async def test_garbage_piece_by_piece_is_held_back_as_all_at_once(
     pytest.fail("twice as much as a burst allows, and never held back")
 
 
+async def test_what_all_ask_together_is_limited_too(
+    make_supervisor: MakeSupervisor, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    """Each of many peers stays below the limit of one."""
+    monkeypatch.setattr(module, "ALL_BURST", 200)
+    monkeypatch.setattr(module, "ALL_PER_SECOND", 100)
+    supervisor = await make_supervisor(runtime_dir=place)
+    raws = [Raw(place) for _ in range(4)]
+    try:
+        with nothing_escapes(supervisor, monkeypatch):
+            for raw in raws:
+                await raw.welcome()
+            for raw in raws:
+                for _ in range(80):
+                    raw.send(requests.pack(requests.Unwatch(0, STRANGE)))
+            await until(lambda: any(peer._held_back for peer in peers_of(supervisor)))
+            for raw in raws:
+                raw.send(register(spec(), 5))
+            for raw in raws:
+                await raw.answers(lambda message: isinstance(message, requests.Accepted))
+    finally:
+        for raw in raws:
+            raw.close()
+
+
 async def test_who_floods_is_held_back_and_heard_again(
     make_supervisor: MakeSupervisor, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
