@@ -16,6 +16,8 @@ from aiobgw import WorkerSpec
 from . import procs
 from .targets import write
 
+BOUND = 20.0
+
 # Targets.
 
 
@@ -237,3 +239,11 @@ def close_script(process: Any) -> None:
 async def in_a_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Call something that waits for the supervisor of this very loop."""
     return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+async def until(condition: Callable[[], object], bound: float = BOUND) -> None:
+    """Poll for what nobody tells."""
+    give_up = time.monotonic() + bound
+    while not condition():
+        assert time.monotonic() < give_up, f"not within {bound} s"
+        await asyncio.sleep(0.005)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,36 @@ async def make_supervisor(anyio_backend: Any) -> AsyncIterator[MakeSupervisor]:
 @pytest.fixture
 async def supervisor(make_supervisor: MakeSupervisor) -> aiobgw.Supervisor:
     return await make_supervisor()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """A runtime directory that is not there yet."""
+    return str(tmp_path / "run")
+
+
+NewLatch = Callable[[], aiobgw.Latch]
+
+
+@pytest.fixture
+def new_latch() -> Iterator[NewLatch]:
+    """Make latches, which are closed at the end of the test."""
+    made: list[aiobgw.Latch] = []
+
+    def make() -> aiobgw.Latch:
+        made.append(aiobgw.Latch())
+        return made[-1]
+
+    yield make
+    for latch in made:
+        latch.close()
+
+
+@pytest.fixture
+def loop_of_the_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have hosts in processes of their own run on the loop that the test runs on."""
+    backend = request.getfixturevalue("anyio_backend")
+    monkeypatch.setenv("AIOBGW_TEST_LOOP", "uvloop" if backend[1]["use_uvloop"] else "asyncio")
 
 
 @pytest.fixture(params=["kernel", "zygote"])

@@ -24,21 +24,14 @@ from aiobgw._ipc.channel import MESSAGE_BYTES
 from aiobgw._ipc.record import spec_fields
 from aiobgw._supervisor.peers import Peer, Peers
 
+from .client_targets import until
+
 if TYPE_CHECKING:
     import pytest
 
-BOUND = 20.0
 STRANGE = 2**62  # a generation that nobody has
 
 SEED = int(os.environ.get("AIOBGW_TEST_SEED") or random.SystemRandom().randrange(2**32))
-
-
-async def until(condition: Callable[[], object], bound: float = BOUND) -> None:
-    """Poll for what nobody tells."""
-    give_up = time.monotonic() + bound
-    while not condition():
-        assert time.monotonic() < give_up, f"not within {bound} s"
-        await asyncio.sleep(0.005)
 
 
 def peers_of(supervisor: aiobgw.Supervisor) -> set[Peer]:

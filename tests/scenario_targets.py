@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import aiobgw
+from aiobgw import Latch, WorkerSpec
 
 from .targets import say_up, write
 
@@ -121,6 +123,7 @@ def with_helper(path: str) -> None:
 REGISTRANT = """
 import os, sys
 import aiobgw
+from aiobgw import Latch, WorkerSpec
 from aiobgw import WorkerSpec
 
 with aiobgw.attach_blocking(sys.argv[1]) as client:
@@ -134,6 +137,7 @@ with aiobgw.attach_blocking(sys.argv[1]) as client:
 IN_A_HURRY = """
 import asyncio, os, signal, sys
 import aiobgw
+from aiobgw import Latch, WorkerSpec
 from aiobgw import WorkerSpec
 
 async def main():
@@ -152,6 +156,7 @@ asyncio.run(main())
 HALTED_HOST = """
 import asyncio, os, sys
 import aiobgw
+from aiobgw import Latch, WorkerSpec
 from aiobgw import WorkerSpec
 
 async def main():
@@ -168,6 +173,7 @@ asyncio.run(main())
 HOST = """
 import asyncio, json, sys
 import aiobgw
+from aiobgw import Latch, WorkerSpec
 
 async def main():
     options = json.loads(sys.argv[2])
@@ -179,3 +185,13 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+async def up(registrar: Any, latch: Latch, **options: Any) -> aiobgw.WorkerHandle:
+    """Register a worker, and wait until its target says that it is up."""
+    options.setdefault("name", "w")
+    options.setdefault("target", stay)
+    spec = WorkerSpec(latches={"up": latch, **options.pop("latches", {})}, **options)
+    handle: aiobgw.WorkerHandle = await registrar.register(spec)
+    await latch.wait()
+    return handle

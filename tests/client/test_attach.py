@@ -25,20 +25,7 @@ from ..client_targets import Host, first_step, in_a_fork, in_a_thread
 from ..conftest import MakeSupervisor
 from ..hostile import Raw
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def loop_of_the_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host in another process runs on the loop that the test runs on."""
-    backend = request.getfixturevalue("anyio_backend")
-    loop = "uvloop" if backend[1]["use_uvloop"] else "asyncio"
-    monkeypatch.setenv("AIOBGW_TEST_LOOP", loop)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    return str(tmp_path / "run")
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("loop_of_the_host")]
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ def loop_of_the_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> str:
-    return str(tmp_path / "run")
-
-
-@pytest.fixture
 def host(place: str) -> Iterator[Host]:
     with Host(place, options={"max_workers": 3, "max_parallel_workers": 1}) as host:
         yield host

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +17,10 @@ from aiobgw import ExitKind, Flags, Latch, NeverStarted, Phase, Restart, WorkerS
 
 from .. import procs, scenario_targets, targets
 from ..client_targets import close_script, in_a_thread
-from ..conftest import MakeSupervisor
+from ..conftest import MakeSupervisor, NewLatch
+from ..scenario_targets import up
 
-pytestmark = pytest.mark.anyio
-
-NewLatch = Callable[[], Latch]
-
-
-@pytest.fixture(autouse=True)
-def loop_of_the_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of its own runs on the loop that the test runs on."""
-    backend = request.getfixturevalue("anyio_backend")
-    monkeypatch.setenv("AIOBGW_TEST_LOOP", "uvloop" if backend[1]["use_uvloop"] else "asyncio")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    return str(tmp_path / "run")
-
-
-@pytest.fixture
-def new_latch() -> Iterator[NewLatch]:
-    made: list[Latch] = []
-
-    def make() -> Latch:
-        made.append(Latch())
-        return made[-1]
-
-    yield make
-    for latch in made:
-        latch.close()
-
-
-async def up(registrar: Any, latch: Latch, **options: Any) -> aiobgw.WorkerHandle:
-    """Register a worker, and wait until its target says that it is up."""
-    options.setdefault("target", scenario_targets.stay)
-    spec = WorkerSpec(latches={"up": latch, **options.pop("latches", {})}, **options)
-    handle: aiobgw.WorkerHandle = await registrar.register(spec)
-    await latch.wait()
-    return handle
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("loop_of_the_host")]
 
 
 async def test_T01_a_client_gets_the_pid_at_once_and_the_worker_initialises_itself_after(

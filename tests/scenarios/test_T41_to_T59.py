@@ -11,47 +11,20 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aiobgw
-from aiobgw import ExitKind, Flags, Latch, NeverStarted, Phase, Restart, WorkerSpec, WorkerState
+from aiobgw import ExitKind, Flags, NeverStarted, Phase, Restart, WorkerSpec, WorkerState
 
 from .. import procs, scenario_targets, targets
-from ..client_targets import close_script, in_a_thread
-from ..conftest import MakeSupervisor
+from ..client_targets import close_script, in_a_thread, until
+from ..conftest import MakeSupervisor, NewLatch
 
 pytestmark = pytest.mark.anyio
-
-NewLatch = Callable[[], Latch]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    return str(tmp_path / "run")
-
-
-@pytest.fixture
-def new_latch() -> Iterator[NewLatch]:
-    made: list[Latch] = []
-
-    def make() -> Latch:
-        made.append(Latch())
-        return made[-1]
-
-    yield make
-    for latch in made:
-        latch.close()
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    """Wait for what no event tells of."""
-    async with asyncio.timeout(20):
-        while not happened():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 async def test_T41_a_failure_is_a_back_off_and_then_another_pid_of_the_same_generation(

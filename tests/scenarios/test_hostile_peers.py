@@ -35,6 +35,7 @@ from aiobgw._ipc.verbs import Rights, Verb
 from aiobgw._supervisor import peers as module
 
 from .. import procs, targets
+from ..client_targets import until
 from ..conftest import MakeSupervisor
 from ..hostile import (
     FLOODER,
@@ -49,7 +50,6 @@ from ..hostile import (
     spare_fds,
     subscriptions,
     unlimited,
-    until,
 )
 
 pytestmark = pytest.mark.anyio

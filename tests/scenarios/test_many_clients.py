@@ -20,8 +20,9 @@ import pytest
 import aiobgw
 
 from .. import procs
+from ..client_targets import until
 from ..conftest import MakeSupervisor
-from ..hostile import CHURNER, SEED, check_slots, nothing_escapes, peers_of, subscriptions, until
+from ..hostile import CHURNER, SEED, check_slots, nothing_escapes, peers_of, subscriptions
 
 pytestmark = pytest.mark.anyio
 

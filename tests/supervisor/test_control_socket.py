@@ -13,7 +13,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from aiobgw._ipc import requests, rundir
 from aiobgw._supervisor import control, peers
 
 from .. import procs, targets
-from ..client_targets import close_script, in_a_thread
+from ..client_targets import close_script, in_a_thread, until
 from ..conftest import MakeSupervisor
 
 pytestmark = pytest.mark.anyio
@@ -33,11 +33,6 @@ pytestmark = pytest.mark.anyio
 NOBODY = 65534
 GROUP = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    return str(tmp_path / "run")
 
 
 @pytest.fixture
@@ -97,13 +92,6 @@ async def as_somebody(place: str, *steps: str, groups: tuple[int, ...] = (), **w
         return json.loads(await in_a_thread(script.stdout.readline))
     finally:
         close_script(script)
-
-
-async def until(look: Callable[[], object]) -> None:
-    """Wait for what the supervisor tells nobody: who has attached, subscribed, or gone."""
-    async with asyncio.timeout(15):
-        while not look():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def mode(path: str) -> int:

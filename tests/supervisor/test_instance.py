@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from .. import client_targets, procs, targets
 from ..client_targets import Host
 from ..conftest import MakeSupervisor
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("loop_of_the_host")]
 
 STARTER = """
 import asyncio, sys
@@ -35,19 +34,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture(autouse=True)
-def loop_of_the_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host in another process runs on the loop that the test runs on."""
-    backend = request.getfixturevalue("anyio_backend")
-    loop = "uvloop" if backend[1]["use_uvloop"] else "asyncio"
-    monkeypatch.setenv("AIOBGW_TEST_LOOP", loop)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    return str(tmp_path / "run")
 
 
 async def test_a_second_supervisor_is_refused_with_the_pid_of_the_first(
