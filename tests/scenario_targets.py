@@ -194,4 +194,5 @@ async def up(registrar: Any, latch: Latch, **options: Any) -> aiobgw.WorkerHandl
     spec = WorkerSpec(latches={"up": latch, **options.pop("latches", {})}, **options)
     handle: aiobgw.WorkerHandle = await registrar.register(spec)
     await latch.wait()
+    await handle.wait_for_startup()  # it is up; now its supervisor knows it, too
     return handle

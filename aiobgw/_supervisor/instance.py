@@ -52,6 +52,15 @@ class Instance:
         return cls(path, directory, lock)
 
     def close(self) -> None:
+        """Give it up.
+
+        Race: a fork of this process, or the zygote, may hold the lock for a moment longer;
+        whoever comes then waits for it, since nobody is named as the holder.
+        """
+        os.ftruncate(self.lock, 0)
+        self.close_copy()
+
+    def close_copy(self) -> None:
         for fd in (self.directory, self.lock):
             os.close(fd)
 

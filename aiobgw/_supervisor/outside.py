@@ -169,4 +169,7 @@ class Outside:
             self._control.close_copy()
         if self._peers is not None:
             self._peers.close_copies()
-        self.close()
+        if self._board is not None:
+            self._board.close()
+        if self._instance is not None:
+            self._instance.close_copy()

@@ -205,6 +205,22 @@ async def test_a_fork_of_the_host_that_lives_on_does_not_hold_the_directory(
         procs.reap({child})
 
 
+async def test_a_lock_that_is_held_for_a_moment_longer_is_waited_for(
+    make_supervisor: MakeSupervisor, place: str
+) -> None:
+    """By a fork that has not had a turn to close it, or by the zygote."""
+    first = await make_supervisor(runtime_dir=place)
+    held = os.dup(first._core.outside.lock)
+    await first.shutdown()
+    starting = asyncio.ensure_future(make_supervisor(runtime_dir=place))
+    await asyncio.sleep(0.1)
+    assert not starting.done()
+    os.close(held)
+    second = await starting
+    async with aiobgw.attach(place) as client:
+        assert client.epoch == second.epoch
+
+
 async def test_a_fork_that_ends_takes_nothing_from_the_supervisor(
     make_supervisor: MakeSupervisor, place: str
 ) -> None:
