@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from . import procs
 
 BOUND = 60.0
 
 
+@pytest.mark.slow
 def test_a_tiny_run(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
