@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from .._inject import _inject
 from .._ipc import requests
 from .._ipc.channel import BrokenMessage, Channel
 from .._ipc.record import pack_status
@@ -285,6 +286,7 @@ class Peer:
         try:
             if self.rights < Rights.ADMINISTRATE:
                 raise AccessDenied("this process may not administrate here")
+            _inject("before_answer")
             worker = admit(self._core, message, fds, own=self.own)
         except AiobgwError as error:
             self._refuse(message.number, error)

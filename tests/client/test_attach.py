@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import aiobgw
-from aiobgw import ExitKind, Flags, Latch, Restart, ShutdownMode, WorkerSpec, WorkerState
+from aiobgw import ExitKind, Flags, Latch, Restart, ShutdownMode, WorkerSpec, WorkerState, _inject
 from aiobgw._ipc import requests
 
 from .. import client_targets, procs, targets
@@ -1022,6 +1022,32 @@ async def test_a_register_on_its_way_sees_the_supervisors_death(place: str) -> N
             with pytest.raises(aiobgw.SupervisorDied):
                 await registering
             assert time.monotonic() - began < 1
+
+
+async def test_a_supervisor_that_dies_over_a_request_has_not_carried_it_out(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOBGW_INJECT", "before_answer:die")
+    with Host(place) as host:
+        async with aiobgw.attach(place) as client:
+            with pytest.raises(aiobgw.SupervisorDied):
+                await register(client)
+        assert host.process.wait() == 77
+
+
+async def test_a_supervisor_that_cannot_answer_says_so_and_uses_nothing_up(
+    supervisor: aiobgw.Supervisor, client: aiobgw.Client, tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    once.touch()
+    _inject.arm(f"before_answer:fail=12@{once}")
+    try:
+        with pytest.raises(aiobgw.AiobgwError, match="Cannot allocate memory"):
+            await register(client)
+        assert not supervisor.handles()
+        await started(client)
+    finally:
+        _inject.arm("")
 
 
 async def test_what_has_not_been_asked_for_yet_sees_the_death_at_once(place: str) -> None:
