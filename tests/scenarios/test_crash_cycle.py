@@ -230,7 +230,8 @@ async def test_T35_a_crash_during_a_stop_begins_no_cycle(make_supervisor: MakeSu
     await asyncio.sleep(0)
     crash(handles[0])
     await handles[0].wait_for_shutdown()
-    assert procs.is_alive(crash(handles[1]))  # nobody had ended it
+    assert procs.is_alive(pid_of(handles[1]))  # nobody has ended it
+    crash(handles[1])
     await stopping
     assert [handle.status().incarnation for handle in handles] == [1, 1]
     assert supervisor.status().cycle == 0
