@@ -237,11 +237,12 @@ class Peer:
         self._listen()
 
     def _listen(self) -> None:
-        """Ask for what can be used: no requests while answers wait, or after too many."""
+        """Ask for what can be used: no requests while answers wait, or after too many.
+
+        One that is deaf is always writable: so it is read from up to its end, and let go.
+        """
         reads = not self._held_back and not self.outbox.answers
-        writes = self.outbox.blocked or (
-            self.outbox.deaf and reads
-        )  # it is read from up to its end then
+        writes = self.outbox.blocked or (self.outbox.deaf and reads)
         events = select.EPOLLIN * reads | select.EPOLLOUT * writes
         if self._open and self._events != events:
             self._events = events
