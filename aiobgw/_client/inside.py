@@ -10,12 +10,16 @@ from .connection import Connection
 TIMEOUT = 10.0
 
 
-def open_client(fd: int, is_async: bool) -> Client | BlockingClient:
-    """Attach the worker that this process is; owns the channel.
+def connect(fd: int) -> Connection:
+    """Say hello on the channel of the worker that this process is; owns the channel."""
+    return Connection(Channel.adopt(fd))
 
-    Waits for the supervisor's answer, a turn of its loop: what follows is plain.
+
+def open_client(connection: Connection, is_async: bool) -> Client | BlockingClient:
+    """Wait for the supervisor's answer, a turn of its loop: what follows is plain.
+
+    A wait that is cut short (by a signal handler that raises) can be begun again.
     """
-    connection = Connection(Channel.adopt(fd))
 
     def look() -> bool | None:
         if connection.over is not None:

@@ -55,6 +55,7 @@ class CurrentWorker:
         self._fields: dict[str, Any] = order["spec"]
         self._channel = channel
         self._client_fd = client_fd
+        self._connection: Any = None
         self._client: Any = None
         self._latch: Latch | None = None
         self._woken = False
@@ -156,8 +157,10 @@ class CurrentWorker:
             )
         if self._client is None:
             # By name: workers and clients meet only in what they share.
-            open_client = import_module("aiobgw._client.inside").open_client
-            self._client = open_client(self._client_fd, self.main_task is not None)
+            inside = import_module("aiobgw._client.inside")
+            if self._connection is None:
+                self._connection = inside.connect(self._client_fd)
+            self._client = inside.open_client(self._connection, self.main_task is not None)
         return self._client
 
     def register(self, spec: WorkerSpec) -> Any:
