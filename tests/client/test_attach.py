@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +21,11 @@ import pytest
 import aiobgw
 from aiobgw import ExitKind, Flags, Latch, Restart, ShutdownMode, WorkerSpec, WorkerState, _inject
 from aiobgw._ipc import requests
+from aiobgw._ipc.board import BoardWriter
+from aiobgw._ipc.verbs import Rights
 
 from .. import client_targets, procs, targets
-from ..client_targets import Host, first_step, in_a_fork, in_a_thread
+from ..client_targets import Host, first_step, in_a_fork, in_a_thread, until
 from ..conftest import MakeSupervisor
 from ..hostile import Raw
 
@@ -97,6 +101,67 @@ async def test_a_socket_that_a_dead_supervisor_left_is_not_attached(place: str) 
     with pytest.raises(aiobgw.NotAttached, match="listens"):
         async with aiobgw.attach(place):
             pass
+
+
+EPOCH = 5
+
+
+def board(epoch: int) -> int:
+    """Return a descriptor of a real board, to be closed."""
+    writer = BoardWriter(1, epoch)
+    try:
+        return os.dup(writer.fd)
+    finally:
+        writer.close()
+
+
+def of_another_supervisor() -> int:
+    return board(EPOCH + 1)
+
+
+def unsealed() -> int:
+    fd = os.memfd_create("board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    real = board(EPOCH)
+    os.write(fd, os.pread(real, 100_000, 0))
+    os.close(real)
+    return fd
+
+
+def of_another_layout() -> int:
+    fd = os.memfd_create("board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, b"\0" * 8192)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (unsealed, "seals"),
+        (of_another_layout, "layout"),
+        (of_another_supervisor, "another supervisor's"),
+        (None, "without a board"),
+    ],
+)
+async def test_a_board_that_is_none_is_refused(
+    place: str, make: Callable[[], int] | None, complaint: str
+) -> None:
+    """Whoever listens there is of our user, and still not trusted with our memory."""
+    os.mkdir(place, 0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(f"{place}/control")
+        listening.listen()
+        attaching = asyncio.ensure_future(aiobgw.attach(place).__aenter__())
+        await until(lambda: select.select([listening], [], [], 0)[0])
+        peer, _ = listening.accept()
+        fds = [] if make is None else [make(), os.pidfd_open(os.getpid())]
+        welcome = requests.Welcome(requests.WIRE, "1", EPOCH, Rights.ADMINISTRATE, 1_000)
+        socket.send_fds(peer, [requests.pack(welcome)], fds)
+        with pytest.raises(aiobgw.ProtocolMismatch, match=complaint):
+            await attaching
+        peer.close()
+    for fd in fds:
+        os.close(fd)
 
 
 async def test_after_its_block_a_client_is_not_attached(
