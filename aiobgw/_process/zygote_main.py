@@ -136,10 +136,11 @@ def _refuse(control: Channel, error: BaseException) -> NoReturn:
 
 
 def _say(control: Channel, data: bytes) -> None:
+    """Tell the supervisor, while there are no children: if it is gone, so are we."""
     try:
         control.send(data, block=True)
     except OSError:
-        os._exit(0)  # the supervisor is gone
+        os._exit(0)
 
 
 def _threads() -> int:
@@ -163,14 +164,21 @@ class _Zygote:
 
     def run(self) -> NoReturn:
         """Serve until the supervisor goes.  The only place that waits."""
-        while True:
-            for fd, _ in self._epoll.poll():
-                if fd == self._control.fd:
-                    self._serve()
-                elif fd == wire.SUPERVISOR_FD:
-                    self._end()
-                else:
-                    self._report(fd)
+        try:
+            while True:
+                self._turn()
+        finally:  # whatever went wrong: without a supervisor we are the second line
+            if select.select([wire.SUPERVISOR_FD], [], [], 0)[0]:
+                self._end()
+
+    def _turn(self) -> None:
+        for fd, _ in self._epoll.poll():
+            if fd == self._control.fd:
+                self._serve()
+            elif fd == wire.SUPERVISOR_FD:
+                self._end()
+            else:
+                self._report(fd)
 
     def _serve(self) -> None:
         try:
@@ -246,7 +254,10 @@ class _Zygote:
         _kill_own_group(pid)
         self._zombies[number] = pidfd
         report = wire.REPORT.pack(wire.EXITED, number, exits.wait_status(result))
-        _say(self._control, report)
+        try:
+            self._control.send(report, block=True)
+        except OSError:
+            self._end()  # the supervisor is gone, and its pidfd says so later in this very turn
 
     def _let_go(self, number: int) -> None:
         pidfd = self._zombies.pop(number, None)
@@ -261,20 +272,41 @@ class _Zygote:
             os.close(armed)
 
     def _end(self) -> NoReturn:
-        """The second line: end whatever of ours the lifeline did not reach, and ourselves."""
-        children = _own_children()
-        for pid in children:
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                continue
-            # Race: between listing and opening the pid may have become another's.
-            if pid in _own_children():
-                exits.send(pidfd, signal.SIGKILL)
-                exits.kill_group(pidfd)
-            _wait_for_end(pidfd)
-            os.close(pidfd)
+        """The second line: end whatever of ours the lifeline did not reach, and ourselves.
+
+        Race: the kernel's list of children leaves out some while others exit, as most do in
+        this moment.  So it is read again until nobody new is on it.
+        """
+        seen: set[int] = set()
+        while new := _own_children() - seen:
+            seen |= new
+            ending = [pidfd for pid in new if (pidfd := _kill_child(pid)) >= 0]
+            for pidfd in ending:
+                _wait_for_end(pidfd)
         os._exit(0)
+
+
+def _kill_child(pid: int) -> int:
+    """Kill a child of ours, and its group; return its pidfd, -1 if it is none any more."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    # Race: between listing and opening the pid may have become another's.
+    if _parent_of(pid) == os.getpid():
+        exits.send(pidfd, signal.SIGKILL)
+        exits.kill_group(pidfd)
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return -1
 
 
 def _wait_for_end(pidfd: int) -> None:
@@ -282,6 +314,11 @@ def _wait_for_end(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll(END_TIMEOUT_MS)
+    try:
+        exits.reap(pidfd)  # off the list
+    except OSError:
+        pass
+    os.close(pidfd)
 
 
 def _explain(channel: int, error: OSError) -> None:

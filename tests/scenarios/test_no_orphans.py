@@ -171,6 +171,26 @@ def test_a_python_worker_that_closes_everything_is_ended_by_the_second_line() ->
     host.close()
 
 
+@pytest.mark.parametrize("reaper", ["kernel", "zygote"])
+def test_the_second_line_overlooks_nobody_while_others_end(reaper: str) -> None:
+    """The kernel's list of children leaves out some while others exit."""
+    bare = "tests.scenarios.test_no_orphans:close_everything"
+    host = Host(
+        [
+            {"name": f"w{number}", "target": bare if number % 5 == 0 else "tests.targets:sleep"}
+            for number in range(100)
+        ],
+        reaper=reaper,
+    )
+    give_up = time.monotonic() + 10
+    while sum(not os.listdir(f"/proc/{worker}/fd") for worker in host.workers) < 20:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    host.kill()
+    assert not procs.wait_dead(host.all, 5.0)
+    host.close()
+
+
 def close_everything() -> None:
     os.closerange(0, 1000)
     while True:
