@@ -49,14 +49,12 @@ def pass_on() -> None:
     latches["there"].set()
 
 
-async def use_the_client(path: str) -> None:
-    """Do what a client can do, from an async worker with SHMEM_ACCESS."""
+def look_around(child: Any) -> dict[str, Any]:
+    """Return what a worker sees of its supervisor, and of a worker that it registered."""
     worker = aiobgw.current_worker()
-    child = await worker.register(WorkerSpec(name="child", target="tests.targets:sleep_async"))
-    status = await child.wait_for_startup()
-    found = {
+    return {
         "kind": type(child).__name__,
-        "alive": status.pid is not None,
+        "alive": child.status().pid is not None,
         "handles": [handle.name for handle in worker.handles()],
         "by name": worker.get("child") == child,
         "by token": worker.get(child.token) == child,
@@ -64,6 +62,14 @@ async def use_the_client(path: str) -> None:
         "status": [one.name for one in worker.status().workers],
         "supervisor": worker.status().name,
     }
+
+
+async def use_the_client(path: str) -> None:
+    """Do what a client can do, from an async worker with SHMEM_ACCESS."""
+    worker = aiobgw.current_worker()
+    child = await worker.register(WorkerSpec(name="child", target="tests.targets:sleep_async"))
+    await child.wait_for_startup()
+    found = look_around(child)
     child.terminate()
     found["exit"] = (await child).kind.value
     write(path, json.dumps(found))
@@ -73,17 +79,8 @@ def use_the_blocking_client(path: str) -> None:
     """Do the same, from a plain one."""
     worker = aiobgw.current_worker()
     child = worker.register(WorkerSpec(name="child", target="tests.targets:sleep"))
-    status = child.wait_for_startup(60)
-    found = {
-        "kind": type(child).__name__,
-        "alive": status.pid is not None,
-        "handles": [handle.name for handle in worker.handles()],
-        "by name": worker.get("child") == child,
-        "by token": worker.get(child.token) == child,
-        "nobody": worker.get("nobody"),
-        "status": [one.name for one in worker.status().workers],
-        "supervisor": worker.status().name,
-    }
+    child.wait_for_startup(60)
+    found = look_around(child)
     child.terminate()
     found["exit"] = child.wait_for_shutdown(60).kind.value
     write(path, json.dumps(found))

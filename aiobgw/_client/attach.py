@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET
 from _socket import socket as Socket
-from struct import Struct
 from types import TracebackType
 from typing import final
 
@@ -20,8 +19,6 @@ from .connection import Connection
 
 ATTACH_TIMEOUT = 5.0
 RETRY_DELAY = 0.01
-
-_PEERCRED = Struct("iII")
 
 
 def attach(runtime_dir_or_name: str | os.PathLike[str]) -> Attachment:
@@ -107,7 +104,6 @@ def _connect(path: str) -> Channel | None:
 
 
 def _check_peer(socket: Socket, owner: int, path: str) -> None:
-    credentials = socket.getsockopt(SOL_SOCKET, SO_PEERCRED, _PEERCRED.size)
-    uid = _PEERCRED.unpack(credentials)[1]
+    _, uid, _ = rundir.peer_of(socket)
     if uid != owner:
         raise AccessDenied(f"who listens at {path} is uid {uid}, not its owner {owner}")

@@ -112,13 +112,7 @@ class BlockingClient:
 
     def welcomed(self, timeout: float) -> None:
         """Wait until the supervisor has answered; raises what refuses this client."""
-
-        def look() -> bool | None:
-            if self._connection.over is not None:
-                raise self._connection.over
-            return self._connection.welcome is not None or None
-
-        wait_for(self._connection, look, timeout)
+        wait_for(self._connection, self._connection.greeted, timeout)
 
     @property
     def epoch(self) -> int:
@@ -168,8 +162,7 @@ class BlockingClient:
 
     def close(self) -> None:
         """Detach; idempotent."""
-        if self._connection.fd >= 0:
-            self._connection.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self

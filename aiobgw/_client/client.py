@@ -35,11 +35,8 @@ class Client:
 
     async def welcomed(self) -> None:
         """Wait until the supervisor has answered; raises what refuses this client."""
-        connection = self._connection
-        while connection.welcome is None:
-            if connection.over is not None:
-                raise connection.over
-            await connection.changes.wait()
+        while not self._connection.greeted():
+            await self._connection.changes.wait()
         self._watch_death()
 
     @property

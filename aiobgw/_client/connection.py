@@ -15,6 +15,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from weakref import WeakSet, WeakValueDictionary, finalize
 
@@ -87,12 +88,25 @@ class Connection:
         self.check()
         self.look_alive()
         if self.over is not None:
-            raise self.over
+            raise self.ending()
         if self.welcome is None:
             raise NotAttached("the supervisor has not answered yet")
         if self.welcome.rights < needed:
             raise AccessDenied(f"this process may not {needed.name.lower()} here")
         return self.welcome
+
+    def greeted(self) -> bool | None:
+        """Look whether the supervisor has answered; raises what refused this client."""
+        if self.over is not None:
+            raise self.ending()
+        return self.welcome is not None or None
+
+    def ending(self) -> AiobgwError:
+        """Return why this is over: a fresh error for each, since a raised one carries more."""
+        assert self.over is not None
+        error = copy(self.over)
+        error.__notes__ = [*getattr(self.over, "__notes__", ())]
+        return error
 
     def look_alive(self) -> None:
         """Notice the supervisor's death now, if it is dead."""
@@ -329,7 +343,7 @@ class Connection:
             return
         self.over = error or SupervisorDied("the supervisor is gone, and its workers with it")
         for answer in list(self._expected.values()):
-            answer(self.over)
+            answer(self.ending())
         self._expected.clear()
         in_order = error is None and self._has_closed()
         for stream in list(self._streams):
@@ -337,7 +351,7 @@ class Connection:
                 stream.push(EventsLost(time.time(), 0))
                 stream.push(Closed(time.time()))
             else:
-                stream.fail(self.over)
+                stream.fail(self.ending())
         for watched in list(self._watched.values()):
             watched.changes.tell()
         self.changes.tell()

@@ -20,11 +20,5 @@ def open_client(connection: Connection, is_async: bool) -> Client | BlockingClie
 
     A wait that is cut short (by a signal handler that raises) can be begun again.
     """
-
-    def look() -> bool | None:
-        if connection.over is not None:
-            raise connection.over
-        return connection.welcome is not None or None
-
-    wait_for(connection, look, TIMEOUT)
+    wait_for(connection, connection.greeted, TIMEOUT)
     return Client(connection) if is_async else BlockingClient(connection)

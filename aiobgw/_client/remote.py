@@ -6,7 +6,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from .._ipc.verbs import Verb
-from ..errors import SupervisorDied
 from ..status import ExitStatus, WorkerState, WorkerStatus
 from .changes import Changes
 
@@ -86,7 +85,7 @@ class RemotePort:
             connection.drain()  # its last status may have come
             status = watched.final
         if connection.over is not None and watched.final is None:
-            raise _as_death(connection.over)
+            raise connection.ending()
         return status
 
     def exit_of(self, incarnation: int) -> ExitStatus | None:
@@ -97,10 +96,3 @@ class RemotePort:
         self._connection.check()
         if self._watched.final is None:
             self._connection.ask(verb, self._slot, self._generation, argument)
-
-
-def _as_death(error: Exception) -> Exception:
-    """Return a fresh error for each who asks: a raised one carries its first traceback."""
-    if isinstance(error, SupervisorDied):
-        return SupervisorDied(*error.args)
-    return error

@@ -2,7 +2,7 @@
 
 Layout, in native byte order (readers run on the same machine):
 
-    header   magic, layout number, header size, record size, slots, epoch, cycle, pid
+    header   magic, layout number, header size, record size, slots, epoch, pid
     record   sequence | checksum and length | body (at most ``BODY_BYTES``); the supervisor's
              own first (HEAD), then one per slot
 
@@ -32,16 +32,14 @@ from contextlib import ExitStack
 from struct import Struct
 
 MAGIC = b"aiobgw\x00B"
-LAYOUT = 2
+LAYOUT = 3
 HEAD = -1
 BODY_BYTES = 2_032
 
-_HEADER = Struct("=8sIIIIQQi")
+_HEADER = Struct("=8sIIIIQi")
 _HEADER_BYTES = 64
 _PREFIX = Struct("=QQ")
 _RECORD_BYTES = _PREFIX.size + BODY_BYTES
-_SEQUENCE = Struct("=Q")
-_CYCLE_AT = 32
 
 _F_SEAL_FUTURE_WRITE = 0x10
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -79,7 +77,7 @@ class BoardWriter:
 
         self.slots = slots
         self._sequences = [0] * (1 + slots)
-        head = (MAGIC, LAYOUT, _HEADER_BYTES, _RECORD_BYTES, slots, epoch, 0, os.getpid())
+        head = (MAGIC, LAYOUT, _HEADER_BYTES, _RECORD_BYTES, slots, epoch, os.getpid())
         _HEADER.pack_into(self._memory, 0, *head)
         self._words = memoryview(self._memory).cast("Q")
 
@@ -98,10 +96,6 @@ class BoardWriter:
         self._words[word + 1] = _checksum(sequence, body) | len(body) << 32
         self._words[word] = sequence
 
-    def set_cycle(self, cycle: int) -> None:
-        """Publish how many crash cycles there were."""
-        self._words[_CYCLE_AT // 8] = cycle
-
     def close(self) -> None:
         self._words.release()
         self._memory.close()
@@ -115,7 +109,7 @@ class BoardReader:
 
     def __init__(self, fd: int) -> None:
         self._memory = _mapped(fd)
-        magic, layout, header, record, slots, epoch, _, pid = _HEADER.unpack_from(self._memory)
+        magic, layout, header, record, slots, epoch, pid = _HEADER.unpack_from(self._memory)
         size = _HEADER_BYTES + (1 + slots) * _RECORD_BYTES
         if (magic, layout, header, record) != (MAGIC, LAYOUT, _HEADER_BYTES, _RECORD_BYTES):
             raise self._refused(f"layout {layout}, this is {LAYOUT}")
@@ -128,11 +122,6 @@ class BoardReader:
     def _refused(self, why: str) -> BadBoard:
         self._memory.close()
         return BadBoard(why)
-
-    @property
-    def cycle(self) -> int:
-        """How many crash cycles there were."""
-        return int(_SEQUENCE.unpack_from(self._memory, _CYCLE_AT)[0])
 
     def read(self, slot: int) -> bytes:
         """Return the last record of *slot* (or HEAD), b"" if it never had one.

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import os
 import stat
+from _socket import SO_PEERCRED, SOL_SOCKET
+from _socket import socket as Socket
+from struct import Struct
 
 from ..errors import AccessDenied, InvalidSpec, NotAttached
 
 CONTROL = "control"
 LOCK = "lock"
 
+_PEERCRED = Struct("iII")
 _FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -92,6 +96,13 @@ def _open(path: str, how: int) -> int:
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise
         raise AccessDenied(f"{path} is no directory of ours: {error.strerror}") from None
+
+
+def peer_of(socket: Socket) -> tuple[int, int, int]:
+    """Return pid, uid and gid of who is at the other end, as they were when it connected."""
+    data = socket.getsockopt(SOL_SOCKET, SO_PEERCRED, _PEERCRED.size)
+    pid, uid, gid = _PEERCRED.unpack(data)
+    return pid, uid, gid
 
 
 def within(fd: int, name: str) -> str:

@@ -40,14 +40,19 @@ def zombie_status(pid: int, pidfd: int) -> int | None:
     """
     if not is_unreaped(pidfd):
         return None
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
+    fields = stat_of(pid)
     if len(fields) < 50 or fields[0] not in (b"Z", b"X") or not is_unreaped(pidfd):
         return None
     return int(fields[49])
+
+
+def stat_of(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the state on (field 3); none if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def is_unreaped(pidfd: int) -> bool:

@@ -293,20 +293,12 @@ def _kill_child(pid: int) -> int:
     except OSError:
         return -1
     # Race: between listing and opening the pid may have become another's.
-    if _parent_of(pid) == os.getpid():
+    if exits.stat_of(pid)[1:2] == [b"%d" % os.getpid()]:  # its parent
         exits.send(pidfd, signal.SIGKILL)
         exits.kill_group(pidfd)
         return pidfd
     os.close(pidfd)
     return -1
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return -1
 
 
 def _wait_for_end(pidfd: int) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from _socket import SO_PEERCRED, SOL_SOCKET
+from _socket import SOL_SOCKET
 from _socket import socket as Socket
 from collections.abc import Iterable
-from struct import Struct
 from typing import NamedTuple
 
+from .._ipc import rundir
 from .._ipc.verbs import Rights
 from ..errors import InvalidSpec
 from ..settings import Settings
 
-_PEERCRED = Struct("iII")
 _SO_PEERGROUPS = 59
 _GROUPS = 256
 """What Python's getsockopt has room for; of a process in more groups only the first counts."""
@@ -31,7 +30,7 @@ class Who(NamedTuple):
 
 def who_connected(socket: Socket) -> Who:
     """Return who made the connection."""
-    pid, uid, gid = _PEERCRED.unpack(socket.getsockopt(SOL_SOCKET, SO_PEERCRED, _PEERCRED.size))
+    pid, uid, gid = rundir.peer_of(socket)
     try:
         data = socket.getsockopt(SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS)
         others = memoryview(data).cast("I").tolist()

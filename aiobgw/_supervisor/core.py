@@ -225,7 +225,7 @@ class Core:
             publish=self.outside.publish,
             after_turn=self._after_turn,
         )
-        self.cycle.attach(self.loop, self.outside.publish_cycle)
+        self.cycle.attach(self.loop, self.outside.publish_head)
         self.zygote_event = asyncio.get_running_loop().create_future()
         self.launcher.keeper.start()
         self.loop.turn()  # it may have failed already

@@ -48,12 +48,12 @@ class Cycle:
         self._news = news
         self._fail = fail
         self._loop: Loop | None = None
-        self._publish: Callable[[int], None] | None = None
+        self._publish: Callable[[], None] | None = None
         self._crashed: tuple[str, ExitStatus] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def attach(self, loop: Loop, publish: Callable[[int], None]) -> None:
-        """Work with this loop, and publish each cycle's number."""
+    def attach(self, loop: Loop, publish: Callable[[], None]) -> None:
+        """Work with this loop; *publish* writes the number of cycles where others see it."""
         self._loop = loop
         self._publish = publish
 
@@ -112,7 +112,7 @@ class Cycle:
         name, exit = self._crashed
         self._crashed = self._task = None
         self.number += 1
-        self._publish(self.number)
+        self._publish()
         self._loop.situation = replace(self._loop.situation, cycle=False)
         self._news.publish(CrashCycle(time.time(), name, exit, self.number))
         log.info("crash cycle %d is over: its workers start again", self.number)

@@ -14,6 +14,7 @@ import os
 import time
 
 from .._ipc import rundir
+from .._process import exits
 from ..errors import AccessDenied, AlreadyRunning
 
 PATIENCE = 10.0
@@ -92,10 +93,7 @@ def _identity_of(holder: str) -> str:
 
 def _identity(pid: int) -> str:
     """Return pid and start time of a process, which no later one shares; "" if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
+    fields = exits.stat_of(pid)
+    if not fields or fields[0] in (b"Z", b"X"):
         return ""
-    state, started = fields[0], fields[19]
-    return "" if state in "ZX" else f"{pid} {started}"
+    return f"{pid} {int(fields[19])}"

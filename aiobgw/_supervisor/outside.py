@@ -102,10 +102,8 @@ class Outside:
             self._head = head
             self._board.write(HEAD, head)
 
-    def publish_cycle(self, number: int) -> None:
-        """Publish how many crash cycles there were."""
-        if self._board is not None:
-            self._board.set_cycle(number)
+    def publish_head(self) -> None:
+        """Write the supervisor's own record, if anybody may read it."""
         if self._shared:
             self._publish_head()
 
@@ -129,8 +127,7 @@ class Outside:
 
     def flush(self) -> None:
         """Publish what a turn has changed, then tell of it."""
-        if self._shared:
-            self._publish_head()
+        self.publish_head()
         if self._peers is not None and self._peers.behind:
             self._peers.flush()
 

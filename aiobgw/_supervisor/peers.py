@@ -73,7 +73,9 @@ class Peers:
 
     def add_worker(self, channel: Channel, name: str) -> None:
         """Take the channel of a worker with SHMEM_ACCESS, which says hello if it wants to."""
-        self._add(Peer(self, channel, Rights.ADMINISTRATE, own=True, name=f"worker {name}"))
+        peer = Peer(self, channel, Rights.ADMINISTRATE, own=True, name=f"worker {name}")
+        peer.is_worker = True
+        self._add(peer)
 
     def add(self, channel: Channel, rights: Rights, *, own: bool, name: str) -> None:
         """Take a client that connected, and has to say hello soon."""
@@ -123,7 +125,7 @@ class Peer:
         self.rights = rights
         self.own = own
         self.name = name
-        self.is_worker = name.startswith("worker ")
+        self.is_worker = False
         self._peers = peers
         self._core = peers.core
         self._greeted = False

@@ -890,7 +890,8 @@ async def test_a_smart_stop_refuses_new_workers_and_leaves_the_others_to_their_c
         stopping = asyncio.ensure_future(supervisor.shutdown(ShutdownMode.SMART))
         await asyncio.sleep(0)
         with pytest.raises(aiobgw.ShuttingDown, match="stopping"):
-            await register(client)
+            async with asyncio.timeout(1):
+                await register(client)
         async with aiobgw.attach(place) as other:
             assert other.status().stopping is ShutdownMode.SMART
             assert [one.name for one in other.handles()] == ["worker"]
@@ -909,7 +910,8 @@ async def test_a_full_supervisor_refuses_with_its_limit_and_uses_nothing_up(
         await started(client)
         for _ in range(3):
             with pytest.raises(aiobgw.NoFreeSlot) as caught:
-                await register(client, flags=Flags.CLASS_PARALLEL)
+                async with asyncio.timeout(1):
+                    await register(client, flags=Flags.CLASS_PARALLEL)
             assert caught.value.limit == 2
             assert any("max_workers" in note for note in caught.value.__notes__)
         assert supervisor.status().parallel_workers == 0
@@ -926,7 +928,8 @@ async def test_too_many_parallel_workers_are_refused_and_use_no_slot(
         first = await started(client, flags=Flags.CLASS_PARALLEL)
         for _ in range(3):
             with pytest.raises(aiobgw.TooManyParallelWorkers) as caught:
-                await register(client, flags=Flags.CLASS_PARALLEL)
+                async with asyncio.timeout(1):
+                    await register(client, flags=Flags.CLASS_PARALLEL)
             assert caught.value.limit == 1
             assert any("max_parallel_workers" in note for note in caught.value.__notes__)
         assert supervisor.status().parallel_workers == 1
@@ -972,7 +975,8 @@ async def test_a_spec_that_the_supervisor_finds_invalid_is_refused_and_uses_noth
             spec = WorkerSpec(name="worker", target="tests.targets:sleep")
             object.__setattr__(spec, field, value)
             with pytest.raises(aiobgw.InvalidSpec, match=complaint):
-                await client.register(spec)
+                async with asyncio.timeout(1):
+                    await client.register(spec)
         assert not supervisor.handles()
         await started(client, flags=parallel)
 

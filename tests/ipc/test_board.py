@@ -18,6 +18,7 @@ import pytest
 
 from aiobgw._ipc.board import (
     BODY_BYTES,
+    HEAD,
     LAYOUT,
     MAGIC,
     BadBoard,
@@ -48,7 +49,6 @@ def reader(writer: BoardWriter) -> Iterator[BoardReader]:
 
 def test_a_reader_finds_the_header(reader: BoardReader) -> None:
     assert (reader.slots, reader.epoch, reader.pid) == (SLOTS, EPOCH, os.getpid())
-    assert reader.cycle == 0
 
 
 def test_a_slot_that_never_had_a_record_is_empty(reader: BoardReader) -> None:
@@ -71,11 +71,13 @@ def test_the_last_record_counts_and_leaves_nothing_of_a_longer_one(
         assert reader.read(1) == body
 
 
-def test_cycles_are_published_beside_the_records(writer: BoardWriter, reader: BoardReader) -> None:
+def test_the_supervisors_own_record_is_beside_those_of_the_slots(
+    writer: BoardWriter, reader: BoardReader
+) -> None:
     writer.write(0, b"body")
-    writer.set_cycle(2**40)
-    assert reader.cycle == 2**40
-    assert (reader.slots, reader.epoch, reader.read(0)) == (SLOTS, EPOCH, b"body")
+    writer.write(HEAD, b"head")
+    assert (reader.read(HEAD), reader.read(0)) == (b"head", b"body")
+    assert (reader.slots, reader.epoch) == (SLOTS, EPOCH)
 
 
 def test_a_board_survives_its_writer() -> None:
@@ -244,7 +246,7 @@ def test_a_board_that_is_not_sealed_is_refused(image: bytes, missing: int) -> No
     ("forge", "why"),
     [
         (lambda image: b"postgres" + image[8:], f"this is {LAYOUT}"),
-        (lambda image: image[:8] + b"\x03\0\0\0" + image[12:], "layout 3, this is 2"),
+        (lambda image: image[:8] + b"\x02\0\0\0" + image[12:], "layout 2, this is 3"),
         (lambda image: image[:12] + b"\xff\0\0\0" + image[16:], "layout"),
         (lambda image: image[:16] + b"\xff\0\0\0" + image[20:], "layout"),
         (lambda image: image[:20] + b"\xff\xff\0\0" + image[24:], "for 65535 slots"),

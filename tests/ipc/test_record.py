@@ -21,17 +21,22 @@ from aiobgw import (
     PayloadTooLarge,
     Phase,
     Restart,
+    ShutdownMode,
+    SupervisorStatus,
     WorkerSpec,
     WorkerState,
     WorkerStatus,
 )
 from aiobgw._ipc.board import BODY_BYTES
 from aiobgw._ipc.record import (
+    Head,
     pack_arguments,
+    pack_head,
     pack_status,
     payload_memfd,
     spec_fields,
     spec_of_fields,
+    unpack_head,
     unpack_status,
 )
 
@@ -41,6 +46,37 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COUNT = st.integers(0, 2**64 - 1)
 NUMBER = st.none() | st.integers(-(2**31) + 1, 2**31 - 1)
 MOMENT = st.none() | st.floats(1e-9, 1e12)
+
+
+SIZE = st.integers(0, 2**32 - 1)
+PID = st.integers(1, 2**31 - 1)
+
+HEADS = st.builds(
+    Head,
+    st.builds(
+        SupervisorStatus,
+        name=TEXT,
+        pid=PID,
+        epoch=COUNT,
+        phase=st.sampled_from(Phase),
+        stopping=st.none() | st.sampled_from(ShutdownMode),
+        max_workers=SIZE,
+        parallel_workers=SIZE,
+        max_parallel_workers=SIZE,
+        spares=SIZE,
+        zygote_pid=st.none() | PID,
+        reaper=st.sampled_from(["auto", "kernel", "zygote"]),
+        cycle=COUNT,
+        workers=st.just(()),
+    ),
+    used=SIZE,
+    closed=st.booleans(),
+)
+
+
+@given(HEADS)
+def test_a_supervisors_status_comes_back_as_it_went(head: Head) -> None:
+    assert unpack_head(pack_head(head.status, head.used, closed=head.closed)) == head
 
 
 @st.composite

@@ -25,7 +25,8 @@ from aiobgw import (
     WorkerState,
     _inject,
 )
-from aiobgw._ipc.board import BoardReader
+from aiobgw._ipc.board import HEAD, BoardReader
+from aiobgw._ipc.record import unpack_head
 
 from .. import members, procs, targets
 from ..conftest import MakeSupervisor
@@ -122,6 +123,18 @@ async def test_T31_a_killed_member_takes_the_others_with_it_and_all_return_at_on
         exit = await exit_of(handle)
         assert (exit.kind, exit.signal) == (ExitKind.TERMINATED, signal.SIGQUIT)
         assert exit.reason == "worker 'm1' crashed by SIGSEGV"
+
+
+async def test_a_client_that_hears_of_a_cycle_finds_its_number_on_the_board(
+    make_supervisor: MakeSupervisor, place: str
+) -> None:
+    supervisor = await make_supervisor(runtime_dir=place)
+    async with aiobgw.attach(place) as client:
+        events = client.events()
+        for number in (1, 2):
+            crash(await start(supervisor, member(f"m{number}")))
+            assert (await end_of_cycle(events)).cycle == number
+            assert client.status().cycle == number
 
 
 async def test_T32_never_restarted_members_are_forgotten_and_their_quota_is_free(
@@ -365,7 +378,8 @@ async def test_T39_everything_works_again_and_again_after_a_cycle(
     for number in range(1, 4):
         crash(handles[number % 2])
         assert (await end_of_cycle(events)).cycle == number
-        assert [supervisor.status().cycle, board.cycle] == [number, number]
+        published = unpack_head(board.read(HEAD)).status.cycle
+        assert [supervisor.status().cycle, published] == [number, number]
         for handle in handles:
             assert (await handle.wait_for_ready()).incarnation == 2 * number
         for handle in handles:  # an orderly restart, and nobody else's business

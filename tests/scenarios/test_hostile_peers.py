@@ -178,7 +178,7 @@ async def test_ten_thousand_hostile_messages_disturb_nobody(
             await honest.ask()
             await until(lambda: len(peers_of(supervisor)) == 1)
         print(f"{connections} connections; {honest.figures()}; {dict(fuzz.sent)}")
-        assert sorted(honest.times)[-1 - len(honest.times) // 50] < PROMPT
+        assert max(honest.times) < PROMPT
         assert len(fuzz.sent) == len(fuzz._kinds)
         assert seen.signals  # what is looked at is what signals are sent with
         assert resident.status().state is WorkerState.RUNNING

@@ -42,11 +42,14 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Work:
     """One worker, its latches, and what it wrote."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, make_supervisor: MakeSupervisor, out: Path) -> None:
+        self._make_supervisor = make_supervisor
         self.latches = {name: aiobgw.Latch() for name in ("up", "go", "cleanup")}
         self._out = out
 
-    async def start(self, supervisor: aiobgw.Supervisor, target: Any, **more: Any) -> WorkerHandle:
+    async def start(self, connector: Any, target: Any, **more: Any) -> WorkerHandle:
+        """Register it with a supervisor that has this connector."""
+        supervisor = await self._make_supervisor(connector=connector)
         more = {"flags": CONNECTED, "restart": Restart.NEVER, "latches": self.latches} | more
         self.handle = await supervisor.register(WorkerSpec(name="worker", target=target, **more))
         return self.handle
@@ -67,8 +70,8 @@ class Work:
 
 
 @pytest.fixture
-def work(out: Path) -> Iterator[Work]:
-    work = Work(out)
+def work(make_supervisor: MakeSupervisor, out: Path) -> Iterator[Work]:
+    work = Work(make_supervisor, out)
     yield work
     for latch in work.latches.values():
         latch.close()
@@ -79,20 +82,18 @@ def work(out: Path) -> Iterator[Work]:
 
 @pytest.mark.parametrize("connector", [databases.sqlite, f"{databases.__name__}:sqlite"])
 async def test_a_plain_target_finds_its_connection_open_and_it_is_closed_at_the_end(
-    make_supervisor: MakeSupervisor, work: Work, connector: Any
+    work: Work, connector: Any
 ) -> None:
-    supervisor = await make_supervisor(connector=connector)
-    await work.start(supervisor, databases.count_once)
+    await work.start(connector, databases.count_once)
     await work.exit()
     assert work.lines == ["connected 1", "rows 3", "closed"]
 
 
 @LOOPS
 async def test_an_async_target_finds_its_connection_open_and_it_is_closed_at_the_end(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
+    work: Work, loop: str
 ) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    await work.start(supervisor, databases.nothing, loop=loop)
+    await work.start(databases.fake, databases.nothing, loop=loop)
     await work.exit()
     assert work.lines == ["connected 1", "closed"]
 
@@ -106,23 +107,18 @@ async def test_an_async_target_finds_its_connection_open_and_it_is_closed_at_the
     ],
 )
 async def test_it_is_closed_after_an_exception_that_stays_the_reason_of_the_exit(
-    make_supervisor: MakeSupervisor,
     work: Work,
     connector: Callable[[], Any],
     target: Callable[[], Any],
 ) -> None:
-    supervisor = await make_supervisor(connector=connector)
-    await work.start(supervisor, target)
+    await work.start(connector, target)
     exit = await work.exit(ExitKind.FAILED)
     assert "ZeroDivisionError: after connecting" in (exit.error or "")
     assert work.lines == ["connected 1", "closed"]
 
 
-async def test_every_incarnation_gets_a_connection_of_its_own(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    handle = await work.start(supervisor, databases.interrupted_in_python)
+async def test_every_incarnation_gets_a_connection_of_its_own(work: Work) -> None:
+    handle = await work.start(databases.sqlite, databases.interrupted_in_python)
     for _ in range(2):
         await work.up()
         handle.restart()
@@ -140,25 +136,22 @@ async def test_every_incarnation_gets_a_connection_of_its_own(
 
 
 async def test_a_plain_target_that_returns_a_coroutine_has_its_connection_in_both(
-    make_supervisor: MakeSupervisor, work: Work
+    work: Work,
 ) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    await work.start(supervisor, databases.returns_a_coroutine)
+    await work.start(databases.sqlite, databases.returns_a_coroutine)
     await work.exit()
     assert work.lines == ["connected 1", "rows 3", "rows 3", "closed"]
 
 
 async def test_what_has_no_close_is_closed_by_aclose_or_not_at_all(
-    make_supervisor: MakeSupervisor, work: Work
+    work: Work,
 ) -> None:
-    supervisor = await make_supervisor(connector=databases.only_aclose)
-    await work.start(supervisor, databases.nothing)
+    await work.start(databases.only_aclose, databases.nothing)
     await work.exit()
     assert work.lines == ["aclosed"]
 
-    supervisor = await make_supervisor(connector=databases.no_connection)
     for target in (databases.nothing, "os:getpid"):
-        await work.start(supervisor, target)
+        await work.start(databases.no_connection, target)
         await work.exit()
 
 
@@ -172,15 +165,13 @@ async def test_what_has_no_close_is_closed_by_aclose_or_not_at_all(
     ],
 )
 async def test_an_error_while_closing_is_printed_and_changes_nothing_of_the_exit(
-    make_supervisor: MakeSupervisor,
     work: Work,
     capfd: pytest.CaptureFixture[str],
     connector: Any,
     target: Any,
     message: str,
 ) -> None:
-    supervisor = await make_supervisor(connector=connector)
-    await work.start(supervisor, target)
+    await work.start(connector, target)
     await work.exit()
     printed = capfd.readouterr().err
     assert "the database connection was not closed in order" in printed
@@ -188,11 +179,8 @@ async def test_an_error_while_closing_is_printed_and_changes_nothing_of_the_exit
     assert "never awaited" not in printed
 
 
-async def test_sigterm_while_closing_changes_nothing_of_the_exit(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.dead_server)
-    handle = await work.start(supervisor, databases.nothing)
+async def test_sigterm_while_closing_changes_nothing_of_the_exit(work: Work) -> None:
+    handle = await work.start(databases.dead_server, databases.nothing)
     await work.up()
     handle.signal(signal.SIGTERM)
     await work.exit()
@@ -211,16 +199,14 @@ async def test_sigterm_while_closing_changes_nothing_of_the_exit(
     ],
 )
 async def test_a_connector_that_fails_is_a_worker_that_never_started(
-    make_supervisor: MakeSupervisor,
     work: Work,
     capfd: pytest.CaptureFixture[str],
     connector: Any,
     target: Any,
     message: str,
 ) -> None:
-    supervisor = await make_supervisor(connector=connector)
     options: dict[str, Any] = {"restart": Restart.ON_FAILURE, "restart_delay": 60}
-    handle = await work.start(supervisor, target, **options)
+    handle = await work.start(connector, target, **options)
     with pytest.raises(aiobgw.NeverStarted, match=message) as raised:
         await handle.wait_for_startup()
     assert raised.value.next_start_at is not None, "the restart rule applies"
@@ -234,10 +220,9 @@ async def test_a_connector_that_fails_is_a_worker_that_never_started(
     [(databases.hang, "os:getpid"), (databases.hang_async, databases.nothing)],
 )
 async def test_a_connector_that_hangs_can_be_terminated(
-    make_supervisor: MakeSupervisor, work: Work, connector: Any, target: Any
+    work: Work, connector: Any, target: Any
 ) -> None:
-    supervisor = await make_supervisor(connector=connector)
-    handle = await work.start(supervisor, target)
+    handle = await work.start(connector, target)
     await work.up()
     handle.terminate()
     with pytest.raises(aiobgw.NeverStarted):
@@ -251,11 +236,8 @@ async def test_without_a_connector_the_flag_is_refused(supervisor: aiobgw.Superv
     assert "Supervisor(connector=" in raised.value.__notes__[0]
 
 
-async def test_without_the_flag_there_is_no_connection(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    await work.start(supervisor, databases.ask_without, flags=Flags.SHMEM_ACCESS)
+async def test_without_the_flag_there_is_no_connection(work: Work) -> None:
+    await work.start(databases.sqlite, databases.ask_without, flags=Flags.SHMEM_ACCESS)
     await work.exit()
     hint = "hint: register it with Flags.SHMEM_ACCESS | Flags.DATABASE_CONNECTION"
     assert work.lines == [f"worker 'worker' has no database connection; {hint}"] * 2
@@ -299,11 +281,8 @@ def test_a_connector_may_be_a_function_of_the_main_script(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_a_long_query_is_interrupted_and_the_worker_goes_on(
-    make_supervisor: MakeSupervisor, work: Work, times: int
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    handle = await work.start(supervisor, databases.interrupted_in_c, args=(times,))
+async def test_a_long_query_is_interrupted_and_the_worker_goes_on(work: Work, times: int) -> None:
+    handle = await work.start(databases.sqlite, databases.interrupted_in_c, args=(times,))
     for _ in range(times):
         await work.up()
         handle.signal(signal.SIGINT)
@@ -312,22 +291,16 @@ async def test_a_long_query_is_interrupted_and_the_worker_goes_on(
     assert work.lines == ["connected 1", "rows 3", *interrupted, "rows 3", "closed"]
 
 
-async def test_python_code_is_interrupted_and_cannot_swallow_it_as_an_exception(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    handle = await work.start(supervisor, databases.interrupted_in_python)
+async def test_python_code_is_interrupted_and_cannot_swallow_it_as_an_exception(work: Work) -> None:
+    handle = await work.start(databases.sqlite, databases.interrupted_in_python)
     await work.up()
     handle.signal(signal.SIGINT)
     await work.exit()
     assert work.lines == ["connected 1", "interrupted True", "rows 3", "closed"]
 
 
-async def test_only_the_innermost_block_is_interrupted(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    handle = await work.start(supervisor, databases.nested)
+async def test_only_the_innermost_block_is_interrupted(work: Work) -> None:
+    handle = await work.start(databases.sqlite, databases.nested)
     await work.up()
     handle.signal(signal.SIGINT)
     await work.exit()
@@ -335,10 +308,9 @@ async def test_only_the_innermost_block_is_interrupted(
 
 
 async def test_sigint_outside_of_a_block_does_nothing_and_is_not_kept_for_the_next(
-    make_supervisor: MakeSupervisor, work: Work
+    work: Work,
 ) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    handle = await work.start(supervisor, databases.idle_then_query)
+    handle = await work.start(databases.sqlite, databases.idle_then_query)
     await work.up()
     handle.signal(signal.SIGINT)
     work.latches["go"].set()
@@ -346,22 +318,16 @@ async def test_sigint_outside_of_a_block_does_nothing_and_is_not_kept_for_the_ne
     assert work.lines == ["connected 1", "rows 3", "closed"]
 
 
-async def test_sigterm_ends_a_long_query_and_the_worker(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    handle = await work.start(supervisor, databases.interrupted_in_c, stop_timeout=60.0)
+async def test_sigterm_ends_a_long_query_and_the_worker(work: Work) -> None:
+    handle = await work.start(databases.sqlite, databases.interrupted_in_c, stop_timeout=60.0)
     await work.up()
     handle.terminate()
     assert (await work.exit(ExitKind.TERMINATED)).code == 1
     assert work.lines == ["connected 1", "rows 3", "closed"]
 
 
-async def test_terminated_goes_before_interrupted(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    handle = await work.start(supervisor, databases.cleanup_is_terminated)
+async def test_terminated_goes_before_interrupted(work: Work) -> None:
+    handle = await work.start(databases.sqlite, databases.cleanup_is_terminated)
     await work.up()
     handle.signal(signal.SIGINT)
     await work.latches["cleanup"].wait()
@@ -371,20 +337,14 @@ async def test_terminated_goes_before_interrupted(
     assert work.lines == ["connected 1", "cleanup", "closed"]
 
 
-async def test_a_storm_of_signals_is_felt_in_blocks_only(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    await work.start(supervisor, databases.signals_all_the_time)
+async def test_a_storm_of_signals_is_felt_in_blocks_only(work: Work) -> None:
+    await work.start(databases.sqlite, databases.signals_all_the_time)
     await work.exit()
     assert work.lines == ["connected 1", "caught True", "closed"]
 
 
-async def test_blocks_say_where_they_cannot_work(
-    make_supervisor: MakeSupervisor, work: Work
-) -> None:
-    supervisor = await make_supervisor(connector=databases.sqlite)
-    await work.start(supervisor, databases.misuse)
+async def test_blocks_say_where_they_cannot_work(work: Work) -> None:
+    await work.start(databases.sqlite, databases.misuse)
     await work.exit()
     assert work.lines[1:-1] == [
         "an interruptible block is entered once",
@@ -397,11 +357,8 @@ async def test_blocks_say_where_they_cannot_work(
 
 
 @LOOPS
-async def test_an_await_is_interrupted_and_the_worker_goes_on(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
-) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    handle = await work.start(supervisor, databases.interrupted_async, loop=loop)
+async def test_an_await_is_interrupted_and_the_worker_goes_on(work: Work, loop: str) -> None:
+    handle = await work.start(databases.fake, databases.interrupted_async, loop=loop)
     await work.up()
     handle.signal(signal.SIGINT)
     await work.exit()
@@ -415,11 +372,8 @@ async def test_an_await_is_interrupted_and_the_worker_goes_on(
 
 
 @LOOPS
-async def test_sigint_outside_of_a_block_cancels_nothing(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
-) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    handle = await work.start(supervisor, databases.idle_then_count, loop=loop)
+async def test_sigint_outside_of_a_block_cancels_nothing(work: Work, loop: str) -> None:
+    handle = await work.start(databases.fake, databases.idle_then_count, loop=loop)
     await work.up()
     handle.signal(signal.SIGINT)
     work.latches["go"].set()
@@ -429,20 +383,16 @@ async def test_sigint_outside_of_a_block_cancels_nothing(
 
 @LOOPS
 async def test_sigint_at_the_end_of_a_block_does_not_hit_what_comes_after(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
+    work: Work, loop: str
 ) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    await work.start(supervisor, databases.interrupted_at_the_end_of_the_body, loop=loop)
+    await work.start(databases.fake, databases.interrupted_at_the_end_of_the_body, loop=loop)
     await work.exit()
     assert work.lines == ["connected 1", "went on", "closed"]
 
 
 @LOOPS
-async def test_sigterm_in_a_block_ends_the_worker(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
-) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    handle = await work.start(supervisor, databases.interrupted_async, loop=loop)
+async def test_sigterm_in_a_block_ends_the_worker(work: Work, loop: str) -> None:
+    handle = await work.start(databases.fake, databases.interrupted_async, loop=loop)
     await work.up()
     handle.terminate()
     await work.exit(ExitKind.TERMINATED)
@@ -450,11 +400,8 @@ async def test_sigterm_in_a_block_ends_the_worker(
 
 
 @LOOPS
-async def test_sigterm_and_sigint_at_once_end_the_worker(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
-) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    handle = await work.start(supervisor, databases.interrupted_async, loop=loop)
+async def test_sigterm_and_sigint_at_once_end_the_worker(work: Work, loop: str) -> None:
+    handle = await work.start(databases.fake, databases.interrupted_async, loop=loop)
     await work.up()
     pid = handle.status().pid or 0
     procs.stop(pid)
@@ -467,21 +414,15 @@ async def test_sigterm_and_sigint_at_once_end_the_worker(
 
 
 @LOOPS
-async def test_the_cancellation_of_somebody_else_goes_first(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
-) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    await work.start(supervisor, databases.cancelled_by_another_too, loop=loop)
+async def test_the_cancellation_of_somebody_else_goes_first(work: Work, loop: str) -> None:
+    await work.start(databases.fake, databases.cancelled_by_another_too, loop=loop)
     await work.exit()
     assert work.lines == ["connected 1", "CancelledError", "closed"]
 
 
 @LOOPS
-async def test_every_task_is_interrupted_in_its_innermost_block(
-    make_supervisor: MakeSupervisor, work: Work, loop: str
-) -> None:
-    supervisor = await make_supervisor(connector=databases.fake)
-    handle = await work.start(supervisor, databases.blocks_of_tasks, loop=loop)
+async def test_every_task_is_interrupted_in_its_innermost_block(work: Work, loop: str) -> None:
+    handle = await work.start(databases.fake, databases.blocks_of_tasks, loop=loop)
     await work.up()
     handle.signal(signal.SIGINT)
     await work.exit()
