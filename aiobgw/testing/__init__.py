@@ -1,0 +1,33 @@
+"""For tests of what uses aiobgw, ours and our users': clocks, fakes, faults, and a worker that
+does what a test tells it.
+
+``clock`` and ``launcher`` replace time and processes: restart rules are tested without
+waiting.  ``faults`` does to a real process what happens to processes; what has to happen
+inside of it is done by ``inside``, which is preloaded.  ``scripted`` is a worker that a test
+talks to.  Nothing of this is imported by a supervisor or a worker that was not asked for it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    pass
+
+_NAMES_OF: dict[str, str] = {}
+_HOME = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
+
+__all__ = tuple(sorted(_HOME))
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
