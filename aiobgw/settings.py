@@ -6,11 +6,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._names import IMPORTABLE, check_name, importable_name, is_target_name
 from .errors import InvalidSpec
 from .spec import Phase
+
+if TYPE_CHECKING:
+    from ._policy.clock import Clock
+    from ._process.seam import LauncherMaker
 
 
 def option(default: Any, text: str) -> Any:
@@ -59,6 +63,12 @@ class Settings:
     reaper: str = option(
         "auto", "who learns how a worker ended: 'kernel' (Linux 6.15), 'zygote', or 'auto'"
     )
+    clock: Clock | None = option(
+        None, "the clock of restart delays and stop timeouts (tests: aiobgw.testing.ManualClock)"
+    )
+    launcher: LauncherMaker | None = option(
+        None, "what launches instead of processes (tests: aiobgw.testing.FakeLauncher)"
+    )
 
     def __post_init__(self) -> None:
         check_name(self.name, "supervisor's name", self.name)
@@ -81,6 +91,10 @@ class Settings:
             raise self._refused("runtime_dir", "a path, True or None")
         for name in ("viewers", "operators", "administrators"):
             object.__setattr__(self, name, self._people(name))
+        if self.clock is not None and not callable(getattr(self.clock, "call_at", None)):
+            raise self._refused("clock", "an aiobgw.testing.ManualClock")
+        if self.launcher is not None and not callable(getattr(self.launcher, "make", None)):
+            raise self._refused("launcher", "an aiobgw.testing.FakeLauncher")
         if self.on_reset is not None and not callable(self.on_reset):
             raise self._refused("on_reset", "a function without parameters")
         object.__setattr__(self, "preload", self._modules())

@@ -30,6 +30,14 @@ class Launch:
         self.owner = owner
         self.child: Child | None = None
 
+    def signal(self, signum: int) -> bool:
+        """Send its process a signal; False if there is none (yet, or any more)."""
+        return self.child is not None and self.child.signal(signum)
+
+    def kill_group(self) -> bool:
+        """Send SIGKILL to its process, and to all of its group."""
+        return self.child is not None and self.child.kill_group()
+
 
 class SaidHello(NamedTuple):
     """The launch has a process."""

@@ -15,6 +15,7 @@ import errno
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 
 from .._ipc.channel import Channel
 from .._policy.backoff import launch_delay
@@ -74,6 +75,10 @@ class Launcher:
 
     # What the supervisor asks for.
 
+    def start(self, turn: Callable[[], None]) -> None:
+        """Start the zygote; all it does is told by descriptors."""
+        self.keeper.start()
+
     def launch(self, order: Order, owner: object) -> Launch:
         """Begin a launch; what becomes of it comes back as events."""
         launch = Launch(order, owner)
@@ -113,6 +118,19 @@ class Launcher:
     @property
     def childless(self) -> bool:
         return not len(self._children)
+
+    @property
+    def spare_count(self) -> int:
+        return len(self.spares)
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """The zygote's pid, from its fork to its end."""
+        return self.keeper.zygote.pid if self.keeper.zygote is not None else None
+
+    def used(self, kind: str) -> None:
+        """Take note of a kind of target that was started: spares of it will be wanted."""
+        self.spares.used(kind)
 
     def _tell(self, event: ProcessEvent) -> None:
         self._events.append(event)
@@ -255,6 +273,10 @@ class Launcher:
         for child in self._children:
             if child.launch is None and child.channel is not None:
                 child.channel.shut_down()
+
+    def dismiss_zygote(self) -> None:
+        """Let the zygote go, in order."""
+        self.keeper.dismiss()
 
     def close_copies(self) -> None:
         """Close every descriptor in a fork of the host, and touch nothing that is shared."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from .._inject import _inject
-from .._process.launcher import Launcher
+from .._process.seam import LauncherSeam
 
 STEP_TIMEOUT = 2.0
 
@@ -18,7 +18,7 @@ STEP_TIMEOUT = 2.0
 class Closing:
     """The steps from "the last worker is gone" to "nothing is left"."""
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: LauncherSeam) -> None:
         self._launcher = launcher
         self._spares_dismissed = False
         self._zygote_dismissed = False
@@ -36,9 +36,9 @@ class Closing:
             self._set_bound()
         if not self._zygote_dismissed and (launcher.childless or self._is_late):
             self._zygote_dismissed = True
-            launcher.keeper.dismiss()
+            launcher.dismiss_zygote()
             self._set_bound()
-        return self._zygote_dismissed and (launcher.keeper.zygote is None or self._is_late)
+        return self._zygote_dismissed and (launcher.zygote_pid is None or self._is_late)
 
     @property
     def _is_late(self) -> bool:

@@ -27,6 +27,7 @@ from .._policy.phases import stricter
 from .._process import events as process
 from .._process import probe
 from .._process.launcher import Launcher
+from .._process.seam import LauncherSeam
 from .._process.zygote import Boot
 from ..errors import (
     InvalidSpec,
@@ -83,7 +84,7 @@ class Core:
         self.failure: SupervisorFailed | None = None
         self.phase = settings.start_phase
         self.reaper = settings.reaper
-        self.launcher: Launcher | None = None
+        self.launcher: LauncherSeam | None = None
         self.outside = Outside(self)
         self.loop: Loop | None = None
         self.effects: Effects | None = None
@@ -205,7 +206,10 @@ class Core:
     def open_launcher(self, reaper: str) -> None:
         settings = self.settings
         self.reaper = reaper
-        self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
+        if settings.launcher is not None:
+            self.launcher = settings.launcher.make()
+        else:
+            self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
         self.outside.connect(self.launcher.watcher)
         self.effects = Effects(
             settings,
@@ -220,6 +224,7 @@ class Core:
             self.launcher,
             self.effects,
             self.news,
+            clock=settings.clock,
             on_zygote=self._on_zygote,
             hear=self.outside.hear,
             publish=self.outside.publish,
@@ -227,7 +232,7 @@ class Core:
         )
         self.cycle.attach(self.loop, self.outside.publish_head)
         self.zygote_event = asyncio.get_running_loop().create_future()
-        self.launcher.keeper.start()
+        self.launcher.start(self.loop.turn)
         self.loop.turn()  # it may have failed already
 
     def close_launcher(self) -> None:
@@ -284,6 +289,7 @@ class Core:
         if holds is now:
             return
         self.stage = Stage.STOPPING
+        self.loop.let_time_go_on()
         self.loop.situation = replace(self.loop.situation, stop=holds)
         self.cycle.cancel()
         self.news.publish(Stopping(time.time(), holds))
@@ -347,7 +353,6 @@ class Core:
     def status(self, *, workers: tuple[WorkerStatus, ...] | None = None) -> SupervisorStatus:
         """Return how the supervisor is now, and its workers, unless they are given."""
         launcher = self.launcher
-        zygote = launcher.keeper.zygote if launcher is not None else None
         if workers is None:
             workers = tuple(worker.status() for worker in self.registry.all())
         return SupervisorStatus(
@@ -359,8 +364,8 @@ class Core:
             max_workers=self.settings.max_workers,
             parallel_workers=self.registry.parallel,
             max_parallel_workers=self.settings.max_parallel_workers,
-            spares=len(launcher.spares) if launcher is not None else 0,
-            zygote_pid=zygote.pid if zygote is not None else None,
+            spares=launcher.spare_count if launcher is not None else 0,
+            zygote_pid=launcher.zygote_pid if launcher is not None else None,
             reaper=self.reaper,
             cycle=self.cycle.number,
             workers=workers,

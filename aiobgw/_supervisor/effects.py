@@ -15,7 +15,7 @@ from .._policy import life as actions
 from .._policy import life as happenings
 from .._policy.life import Action, Happening
 from .._process.events import Order
-from .._process.launcher import Launcher
+from .._process.seam import LauncherSeam
 from ..settings import Settings
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
@@ -36,7 +36,7 @@ class Effects:
         settings: Settings,
         epoch: int,
         registry: Registry,
-        launcher: Launcher,
+        launcher: LauncherSeam,
         outside: Outside,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
@@ -108,14 +108,13 @@ class Effects:
         return Order(data, fds, worker.spec.command is not None, kind)
 
     def _signal(self, worker: RegisteredWorker, signum: int, group: bool) -> None:
-        child = worker.launch.child if worker.launch is not None else None
-        if child is None:
+        if worker.launch is None:
             return
         try:
             if group:
-                child.kill_group()
+                worker.launch.kill_group()
             else:
-                child.signal(signum)
+                worker.launch.signal(signum)
         except OSError as error:
             log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)
 

@@ -14,14 +14,16 @@ from collections.abc import Callable
 
 from .._ipc import launch as protocol
 from .._policy import life as happenings
+from .._policy.clock import Clock
 from .._policy.deadlines import Deadlines
 from .._policy.life import Action, Happening, Situation
 from .._policy.plan import plan
 from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
 from .._process.exits import meaning
-from .._process.launcher import Launcher
+from .._process.seam import LauncherSeam
 from ..status import ExitKind, ExitStatus, WorkerState
+from .clock import Alarm, GoingOn, SystemClock
 from .effects import Effects
 from .news import News
 from .registry import RegisteredWorker, Registry
@@ -37,10 +39,11 @@ class Loop:
     def __init__(
         self,
         registry: Registry,
-        launcher: Launcher,
+        launcher: LauncherSeam,
         effects: Effects,
         news: News,
         *,
+        clock: Clock | None,
         on_zygote: Callable[[process.ZygoteUp | process.ZygoteFailed], None],
         hear: Callable[[], None],
         publish: Callable[[RegisteredWorker], None],
@@ -62,8 +65,10 @@ class Loop:
         self._requests: deque[tuple[RegisteredWorker, Happening]] = deque()
         self._turning = False
         self._host = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
+        real = SystemClock(self._host)
+        self._clock = clock or real
+        self._deadline_alarm = Alarm(self._clock, self.turn)
+        self._watcher_alarm = Alarm(real, self.turn)
         self._open = True
         self._host.add_reader(launcher.watcher.epoll.fileno(), self.turn)
 
@@ -112,7 +117,7 @@ class Loop:
 
     def _take_deadlines(self) -> bool:
         """Return whether any deadline has passed."""
-        now = time.monotonic()
+        now = self._clock.now()
         taken = 0
         while (slot := self._deadlines.pop_due(now)) is not None:
             taken += 1
@@ -148,7 +153,7 @@ class Loop:
 
     def _decide(self, worker: RegisteredWorker, happening: Happening) -> None:
         """Have the rules decide, perform it, and tell those who want to know."""
-        now = time.monotonic()
+        now = self._clock.now()
         before = worker.life
         pending: list[Happening] = [happening]
         while pending:
@@ -220,7 +225,7 @@ class Loop:
                 case protocol.STARTED:
                     worker.is_async = protocol.read_started(frame)
                     kind = worker.spec.loop if worker.is_async else "plain"
-                    self._launcher.spares.used(kind)
+                    self._launcher.used(kind)
                     self._started(worker)
                 case protocol.READY:
                     self._ready(worker)
@@ -239,7 +244,7 @@ class Loop:
     def _ready(self, worker: RegisteredWorker) -> None:
         if not worker.ready:
             worker.ready = True
-            self._changed(worker, worker.life.state, time.monotonic())
+            self._changed(worker, worker.life.state, self._clock.now())
 
     def _without_process(self, worker: RegisteredWorker) -> None:
         worker.launch = None
@@ -288,30 +293,22 @@ class Loop:
     # When to turn again.
 
     def _set_timer(self) -> None:
-        """Have the host's loop call us for the earliest deadline; none: no timer at all."""
-        moments = (self._deadlines.first(), self._launcher.watcher.wake_at())
-        at = min((moment for moment in moments if moment is not None), default=None)
-        if not self._open:
-            at = None
-        if at == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        if at is None:
-            self._timer = None
-        else:
-            self._timer = self._host.call_later(max(0.0, at - time.monotonic()), self._on_timer)
+        """Have a turn at the earliest deadline of the rules, and of the watcher's timers."""
+        if self._open:
+            self._deadline_alarm.set(self._deadlines.first())
+            self._watcher_alarm.set(self._launcher.watcher.wake_at())
 
-    def _on_timer(self) -> None:
-        self._timer = self._timer_at = None
-        self.turn()
+    def let_time_go_on(self) -> None:
+        """Have a stop come to its end, whatever clock the rules were given."""
+        if not isinstance(self._clock, (SystemClock, GoingOn)):
+            self._deadline_alarm.set(None)
+            self._clock = GoingOn(self._clock, self._host)
+            self._deadline_alarm = Alarm(self._clock, self.turn)
 
     def close(self) -> None:
         """Stop turning; legal on a closed host loop."""
         self._open = False
         if not self._host.is_closed():
             self._host.remove_reader(self._launcher.watcher.epoll.fileno())
-            if self._timer is not None:
-                self._timer.cancel()
-        self._timer = self._timer_at = None
+            self._deadline_alarm.set(None)
+            self._watcher_alarm.set(None)

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
+    from .clock import ManualClock as ManualClock
+    from .launcher import FakeLauncher as FakeLauncher
+    from .launcher import FakeProcess as FakeProcess
 
-_NAMES_OF: dict[str, str] = {}
+_NAMES_OF = {
+    "clock": "ManualClock",
+    "launcher": "FakeLauncher FakeProcess",
+}
 _HOME = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
 
 __all__ = tuple(sorted(_HOME))
