@@ -153,11 +153,12 @@ class Connection:
     def follow(self) -> EventStream:
         """Subscribe to events."""
         self.check_open()
+        stream = EventStream()
+        self._streams.add(stream)
+        # Ordering: known before it is sent, since that may find out that all is over.
         if not self._follows:
             self._follows = True
             self._send(requests.pack(requests.Follow()))
-        stream = EventStream()
-        self._streams.add(stream)
         return stream
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
