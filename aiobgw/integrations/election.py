@@ -26,6 +26,9 @@ LOG_INTERVAL = 5.0
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+LEAVING_PAUSE = 1.0
+"""Longer than servers take to have all their processes leave: gunicorn's look once a second."""
+
 STEADY_SECONDS = 10.0
 """A supervisor that ran for so long has been no failed attempt, whatever ended it."""
 
@@ -43,19 +46,24 @@ class Candidate:
                 raise InvalidSpec(f"a WorkerSpec is wanted, not {spec!r}")
         self._specs = specs
 
-    async def elect(self, phase: Phase) -> Supervisor | Client:
-        """Attach to the supervisor, or start it in *phase*; all or nothing.
+    async def elect(self, phase: Phase, pause: float = 0.0) -> Supervisor | Client:
+        """Attach to the supervisor, or after *pause* start it in *phase*; all or nothing.
 
         Raises why this process can do neither.  Somebody else's start is waited for.
         """
-        delay, logged = FIRST_LOOK, time.monotonic()
+        began = time.monotonic()
+        delay, logged = FIRST_LOOK, began
         while True:
-            try:
-                return await self._find() or await self._own(phase)
-            except AlreadyRunning as error:
-                if time.monotonic() - logged > LOG_INTERVAL:
-                    logged = time.monotonic()
-                    log.warning("supervisor %r does not answer: %s", self.settings.name, error)
+            found = await self._find()
+            if found is not None:
+                return found
+            if time.monotonic() - began >= pause:
+                try:
+                    return await self._own(phase)
+                except AlreadyRunning as error:
+                    if time.monotonic() - logged > LOG_INTERVAL:
+                        logged = time.monotonic()
+                        log.warning("supervisor %r: %s", self.settings.name, error)
             await asyncio.sleep(delay)
             delay = min(delay * SLOWER, LAST_LOOK)
 
@@ -105,23 +113,24 @@ def _checked(options: dict[str, Any]) -> Settings:
 class Patience:
     """How long to wait before the next election.
 
-    Who died is replaced at once.  What failed, or ended in order very soon, may do so again,
-    in every process in turn: that must not go round and round.  All processes see the ends,
-    so all of them wait.
+    Who died is replaced at once.  Who left in order may be the first of all, at the end of a
+    server: to start everything again then would be wrong.  What failed, or ended very soon,
+    may do so again, in every process in turn: that must not go round and round.  All
+    processes see the ends, so all of them wait.
     """
 
     def __init__(self) -> None:
         self._failures = 0
 
-    def after(self, seconds: float, *, died: bool) -> float:
-        """Return the pause after a supervisor that was seen for so long."""
-        if seconds > STEADY_SECONDS:
-            self._failures = 0
-        if died and seconds > FIRST_PAUSE:
-            return 0.0
-        return self.after_failure()
+    def after_death(self, seconds: float) -> float:
+        """Return the pause after a supervisor that was seen for so long, and then died."""
+        return 0.0 if seconds > FIRST_PAUSE else self.after_failure(seconds)
 
-    def after_failure(self) -> float:
-        """Return the pause after one more failure in a row: 0.1, 0.2 ... 5 s."""
-        self._failures += 1
+    def after_leaving(self, seconds: float) -> float:
+        """Return the pause after one that ended in order, for a reason that its owner knows."""
+        return max(LEAVING_PAUSE, self.after_failure(seconds))
+
+    def after_failure(self, seconds: float = 0.0) -> float:
+        """Return the pause after one that failed: 0.1, 0.2 ... 5 s, until one is steady."""
+        self._failures = 1 if seconds > STEADY_SECONDS else self._failures + 1
         return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 32))

@@ -55,12 +55,13 @@ class SharedSupervisor:
     belong together, and ``runtime_dir`` is True by default.  Raises InvalidSpec for nonsense.
 
     Entering waits until this process owns the supervisor, or is attached; it raises what the
-    owner's start would raise, in every process that tries it.  When the owner dies, leaves,
-    or its supervisor fails, another process takes over: as fast as a supervisor starts (a
-    few tenths of a second, and the imports of ``preload``).  After failures, and after ends
-    that follow each other fast, all of them wait before that: 0.1 s, 0.2 s ... 5 s.
+    owner's start would raise, in every process that tries it.  When the owner dies, another
+    process takes over as fast as a supervisor starts: in a few tenths of a second, and the
+    time to import ``preload``.  When a supervisor fails, all wait before that, 0.1 s to 5 s,
+    longer each time.
 
-    Leaving: an owner shuts down (FAST), and others take over; one that is attached detaches.
+    Leaving: an owner shuts down (FAST); after a second, in which the others of a server that
+    stops leave, too, another one takes over.  One that is attached detaches.
 
     Handles, events and epochs are those of one owner: handles of a gone one raise
     SupervisorDied.  Not guaranteed: an owner that is frozen (SIGSTOP) stays the owner, and
@@ -251,38 +252,37 @@ class SharedSupervisor:
         """Wait for the end of each supervisor, and then for its successor.  Never returns."""
         patience = Patience()
         while True:
-            began = time.monotonic()
-            died = await self._outlive()
-            await asyncio.sleep(patience.after(time.monotonic() - began, died=died))
-            await self._succeed(patience)
+            await self._succeed(patience, await self._outlive(patience))
 
-    async def _outlive(self) -> bool:
-        """Return when the current supervisor has ended: whether it died with its owner."""
-        current = self._current
+    async def _outlive(self, patience: Patience) -> float:
+        """Return when the current supervisor has ended: the pause before this process owns."""
+        current, began = self._current, time.monotonic()
         assert current is not None
-        died = False
         try:
             await current.wait_closed()
             log.info("supervisor %r has ended", self.name)
-        except SupervisorFailed as error:
-            log.error("%s", error)
-        except Exception as error:
-            died = isinstance(current, Client)
+            pause_after = patience.after_leaving
+        except SupervisorDied as error:
             log.warning("supervisor %r: %s", self.name, error)
+            pause_after = patience.after_death
+        except Exception as error:
+            log.error("supervisor %r: %s", self.name, error)
+            pause_after = patience.after_failure
 
         self._replace(None)
         if isinstance(current, Client):
             current.close()
-        return died
+        return pause_after(time.monotonic() - began)
 
-    async def _succeed(self, patience: Patience) -> None:
-        """Own the successor, or attach to it, however often it takes."""
+    async def _succeed(self, patience: Patience, pause: float) -> None:
+        """Attach to the successor, or own it, however often it takes."""
         while self._current is None:
             phase = self._phase
             try:
-                self._replace(await self._candidate.elect(phase))
+                self._replace(await self._candidate.elect(phase, pause))
             except Exception as error:
                 log.error("supervisor %r has no successor yet: %s", self.name, error)
+                pause = 0.0
                 await asyncio.sleep(patience.after_failure())
         if phase is not self._phase:  # Race: this process got further during the start
             await self.advance(self._phase)

@@ -60,3 +60,8 @@ async def tick(directory: str, seconds: float) -> None:
 def once(directory: str) -> None:
     """Do what is to be done once."""
     claim(directory)
+
+
+def on_request(directory: str) -> None:
+    """Do what somebody asked for, as often as it is asked for."""
+    say(directory, "done")

@@ -16,6 +16,7 @@ import pytest
 
 import aiobgw
 from aiobgw import Phase, WorkerSpec
+from aiobgw.integrations import election
 from aiobgw.integrations.election import Patience
 from aiobgw.integrations.once import SharedSupervisor
 
@@ -28,6 +29,12 @@ from .members import Members, shared
 pytestmark = pytest.mark.anyio
 
 SHORT, LONG = 3, 50
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process take over at once from an owner that leaves."""
+    monkeypatch.setattr(election, "LEAVING_PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -224,7 +231,7 @@ def test_a_killed_follower_matters_to_nobody_and_a_leaving_owner_hands_over(
 
 
 async def test_what_is_registered_while_the_owner_leaves_goes_to_the_next_one(
-    tmp_path: Path, ear: Ear
+    no_pause: None, tmp_path: Path, ear: Ear
 ) -> None:
     stubborn = WorkerSpec(
         name="stubborn",
@@ -308,7 +315,7 @@ def _epoch(supervisor: SharedSupervisor) -> int | None:
 
 
 async def test_a_successor_that_cannot_start_is_tried_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    no_pause: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By the one process that is left, until what is missing is there."""
     owner = shared(tmp_path)
@@ -328,19 +335,22 @@ async def test_a_successor_that_cannot_start_is_tried_again(
 
 def test_pauses_grow_with_failures_and_not_with_deaths() -> None:
     patience = Patience()
-    assert patience.after(1.0, died=True) == 0
-    pauses = [patience.after(1.0, died=False), *(patience.after_failure() for _ in range(7))]
+    assert patience.after_death(1.0) == 0
+    pauses = [patience.after_failure(1.0), *(patience.after_failure() for _ in range(7))]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    assert patience.after(0.01, died=True) == 5.0, "who dies at once has failed"
-    assert patience.after(60.0, died=False) == 0.1, "and who lived for long has not"
-    for _ in range(2000):
-        assert patience.after_failure() <= 5.0
+    assert patience.after_leaving(1.0) == 5.0, "whoever left had a reason, perhaps a failure"
+    assert patience.after_death(1.0) == 0
+    assert patience.after_death(0.01) == 5.0, "who dies at once has failed"
+    assert patience.after_failure(60.0) == 0.1, "and who lived for long has not"
+    assert patience.after_leaving(60.0) == 1.0, "the others may be about to leave, too"
+    assert {patience.after_failure() for _ in range(2000)} <= {0.2, 0.4, 0.8, 1.6, 3.2, 5.0}
 
 
 # How far a process is.
 
 
 async def test_only_the_owners_phase_counts_and_a_later_owner_brings_its_own(
+    no_pause: None,
     tmp_path: Path,
 ) -> None:
     gated = nap("gated")
@@ -360,7 +370,9 @@ async def test_only_the_owners_phase_counts_and_a_later_owner_brings_its_own(
         await other.get("gated").wait_for_startup()
 
 
-async def test_a_phase_reached_during_a_take_over_is_not_forgotten(tmp_path: Path) -> None:
+async def test_a_phase_reached_during_a_take_over_is_not_forgotten(
+    no_pause: None, tmp_path: Path
+) -> None:
     options = {"start_phase": Phase.SUPERVISOR_START}
     owner = shared(tmp_path, **options)
     await owner.__aenter__()
