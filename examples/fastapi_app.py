@@ -12,7 +12,8 @@ One housekeeper removes old reports, however many server processes there are.  A
 several times: other processes answer, and all know the same workers.  Kill the owner of the
 supervisor, and another process takes over; reports in the making are lost with it.
 
-REPORTS names the directory of the reports, where the processes also meet.
+The environment may have REPORTS, the directory of the reports, where the processes also meet,
+and PORT.
 """
 
 from __future__ import annotations
@@ -110,4 +111,4 @@ async def try_again_later(request: Request, error: Exception) -> JSONResponse:
 
 
 if __name__ == "__main__":
-    uvicorn.run("examples.fastapi_app:app", workers=2)
+    uvicorn.run("examples.fastapi_app:app", workers=2, port=int(os.environ.get("PORT", "8000")))

@@ -38,7 +38,12 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", *(word.format(port=self._port) for word in command)],
             cwd=procs.ROOT,
-            env={**os.environ, "AIOBGW_TEST_DIRECTORY": str(directory), **environment},
+            env={
+                **os.environ,
+                "AIOBGW_TEST_DIRECTORY": str(directory),
+                "PORT": str(self._port),
+                **environment,
+            },
         )
 
     def ask(self, path: str = "/", data: Any = None) -> Any:
@@ -63,11 +68,11 @@ class Server:
             assert time.monotonic() < give_up, f"not within {BOUND} s: {answer}"
             time.sleep(0.01)
 
-    def processes(self, number: int) -> dict[int, Any]:
+    def processes(self, number: int, path: str = "/") -> dict[int, Any]:
         """Return an answer of each of so many processes."""
         answers: dict[int, Any] = {}
         while len(answers) < number:
-            answer = self.ask_until(lambda answer: answer["process"] not in answers)
+            answer = self.ask_until(lambda answer: answer["process"] not in answers, path)
             answers[answer["process"]] = answer
         return answers
 
