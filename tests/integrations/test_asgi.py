@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
 
 import aiobgw
 from aiobgw import Phase, WorkerSpec
@@ -168,6 +169,15 @@ async def test_the_last_gate_opens_when_the_process_listens_or_is_told_to(tmp_pa
             server.listen()
             await until(lambda: state["supervisor"].status().phase is Phase.RUNNING)
         await worker.wait_for_startup()
+
+
+def test_with_a_test_client_the_last_gate_opens_when_it_is_told_to(tmp_path: Path) -> None:
+    testclient = pytest.importorskip("starlette.testclient", exc_type=ImportError)
+    app = Starlette(lifespan=make(tmp_path))
+    with testclient.TestClient(app) as client:
+        client.portal.call(app.state.supervisor.advance, Phase.RUNNING)
+        handle = client.portal.call(app.state.supervisor.register, spec())
+        client.portal.call(handle.wait_for_startup)
 
 
 @pytest.mark.anyio
