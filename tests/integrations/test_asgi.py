@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 import aiobgw
 from aiobgw import Phase, WorkerSpec
 from aiobgw.integrations.asgi import lifespan
+from aiobgw.integrations.serving import Serving
 
 from .. import procs, targets
 from ..client_targets import until
@@ -126,6 +127,7 @@ def test_a_start_that_fails_ends_the_server_with_its_reason(tmp_path: Path) -> N
     source = """
 from starlette.applications import Starlette
 from aiobgw.integrations.asgi import lifespan
+from aiobgw.integrations.serving import Serving
 app = Starlette(lifespan=lifespan(name="bad", runtime_dir="./run", preload=["no_such_module"]))
 """
     (tmp_path / "bad_app.py").write_text(source)
@@ -169,6 +171,23 @@ async def test_the_last_gate_opens_when_the_process_listens_or_is_told_to(tmp_pa
             server.listen()
             await until(lambda: state["supervisor"].status().phase is Phase.RUNNING)
         await worker.wait_for_startup()
+
+
+@pytest.mark.anyio
+async def test_nobody_looks_for_a_listening_socket_after_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Serving] = []
+
+    class Watched(Serving):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    monkeypatch.setattr("aiobgw.integrations.asgi.Serving", Watched)
+    async with make(tmp_path)(None):
+        assert not closed
+    assert len(closed) == 1
 
 
 def test_with_a_test_client_the_last_gate_opens_when_it_is_told_to(tmp_path: Path) -> None:

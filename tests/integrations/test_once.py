@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from aiobgw.integrations.election import Patience
 from aiobgw.integrations.once import SharedSupervisor
 
 from .. import procs, targets
-from ..client_targets import in_a_fork, until
+from ..client_targets import first_step, in_a_fork, until
+from ..conftest import NewLatch
 from . import asgi_targets
 from .ear import BOUND, Ear, listening
 from .members import Members, shared
@@ -62,6 +64,10 @@ def nap(name: str = "nap", **options: Any) -> WorkerSpec:
     return WorkerSpec(name=name, target=targets.sleep, **options)
 
 
+def first_step_of(function: Any) -> object:
+    return first_step(function())
+
+
 # What processes see that share one.
 
 
@@ -93,7 +99,13 @@ async def test_elsewhere_and_before_and_after_it_cannot_be_used(tmp_path: Path) 
             ask()
     async with owner, shared(tmp_path) as other:
         for one in (owner, other):
-            assert in_a_fork(one.status, one.handles) == ["WrongProcess"] * 2
+            leave = partial(one.__aexit__, None, None, None)
+            calls = [
+                one.status,
+                partial(first_step_of, leave),
+                partial(first_step_of, one.wait_for_supervisor),
+            ]
+            assert in_a_fork(*calls) == ["WrongProcess"] * 3
             with pytest.raises(RuntimeError, match="another thread"):
                 await asyncio.get_running_loop().run_in_executor(None, one.status)
             with pytest.raises(RuntimeError, match="make a new one"):
@@ -140,6 +152,17 @@ async def test_a_start_that_fails_is_raised_in_every_process_and_leaves_nothing(
     for result in await asyncio.gather(enter(), enter(), return_exceptions=True):
         assert isinstance(result, aiobgw.SupervisorFailed | aiobgw.Unsupported)
         assert "no_such_module" in "".join([str(result), *result.__notes__])
+
+
+async def test_specs_that_are_refused_leave_nothing_even_while_the_error_is_held(
+    tmp_path: Path, new_latch: NewLatch
+) -> None:
+    specs = [nap(name, latches={"go": new_latch()}) for name in ("first", "one too many")]
+    before = procs.open_fds()
+    with pytest.raises(aiobgw.NoFreeSlot) as caught:
+        await shared(tmp_path, *specs, max_workers=1).__aenter__()
+    assert caught.value.__traceback__ is not None
+    assert procs.open_fds() == before
 
 
 async def test_entering_can_be_cancelled_and_leaves_nothing(tmp_path: Path) -> None:
