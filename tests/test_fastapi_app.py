@@ -23,7 +23,7 @@ COMMANDS = {
 def housekeeper(seen: Any) -> int | None:
     [one] = [worker for worker in seen["workers"] if worker["name"] == "housekeeper"]
     pid: int | None = one["pid"]
-    return pid
+    return pid if one["state"] == "running" else None  # before that it has no title
 
 
 def housekeepers(server: int) -> set[int]:
@@ -38,6 +38,7 @@ def test_both_processes_show_the_same_and_one_takes_over_from_the_other(
 ) -> None:
     reports = str(tmp_path / "reports")
     with serving(tmp_path, *COMMANDS[command], REPORTS=reports) as server:
+        server.ask_until(housekeeper, "/workers")
         answers = server.processes(2, "/workers")
         [owner] = {seen["owner"] for seen in answers.values()}
         assert owner in answers
@@ -54,7 +55,7 @@ def test_both_processes_show_the_same_and_one_takes_over_from_the_other(
 
         os.kill(owner, signal.SIGKILL)
         seen = server.ask_until(
-            lambda seen: seen["owner"] != owner and housekeeper(seen) is not None, "/workers"
+            lambda seen: seen["owner"] != owner and housekeeper(seen), "/workers"
         )
         assert seen["owner"] in answers, "the one that was there, not the one that replaces"
         assert housekeeper(seen) != old

@@ -22,7 +22,7 @@ from aiobgw.integrations.election import Patience
 from aiobgw.integrations.once import SharedSupervisor
 
 from .. import procs, targets
-from ..client_targets import first_step, in_a_fork, until
+from ..client_targets import close_script, first_step, in_a_fork, until
 from ..conftest import NewLatch
 from . import asgi_targets
 from .ear import BOUND, Ear, listening
@@ -435,9 +435,12 @@ for child in children:
     os.waitpid(child, 0)
 """
     process = procs.start_script(source, str(tmp_path))
-    ear.starts("a", "b")
-    ear.wait_for(lambda line: len([o for o in ear.heard if o["what"] == "entered"]) == 2)
-    assert process.stdin is not None
-    process.communicate(timeout=BOUND)
+    try:
+        ear.starts("a", "b")
+        while len([line for line in ear.heard if line["what"] == "entered"]) < 2:
+            ear.next()
+        process.communicate(timeout=BOUND)
+    finally:
+        close_script(process)
     assert sorted(line["mine"] for line in ear.all("entered")) == [False, True]
     assert len(ear.all("start")) == 2
