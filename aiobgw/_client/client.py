@@ -85,6 +85,18 @@ class Client:
         """Subscribe to what happens from now on; iterate with ``async for``."""
         return self._connection.follow()
 
+    async def wait_closed(self) -> None:
+        """Return when the supervisor has ended in order; raise SupervisorDied if it died.
+
+        Raises NotAttached once this client is closed, and whatever else cut it off.
+        """
+        connection = self._connection
+        connection.check()
+        while connection.over is None:
+            await connection.changes.wait()
+        if not connection.ended_in_order:
+            raise connection.ending()
+
     def _handle(self, port: RemotePort, name: str) -> WorkerHandle:
         return WorkerHandle(port, name, self.epoch, *port.key)
 

@@ -62,6 +62,7 @@ class Connection:
         self.welcome: requests.Welcome | None = None
         self.changes = Changes()
         self.over: AiobgwError | None = None
+        self.ended_in_order = False
         self.on_blocked: Callable[[], None] | None = None
         self._channel = channel
         self._pid = os.getpid()
@@ -152,11 +153,12 @@ class Connection:
     def follow(self) -> EventStream:
         """Subscribe to events."""
         self.check_open()
+        stream = EventStream()
+        self._streams.add(stream)
+        # Ordering: known before it is sent, since that may find out that all is over.
         if not self._follows:
             self._follows = True
             self._send(requests.pack(requests.Follow()))
-        stream = EventStream()
-        self._streams.add(stream)
         return stream
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -345,9 +347,9 @@ class Connection:
         for answer in list(self._expected.values()):
             answer(self.ending())
         self._expected.clear()
-        in_order = error is None and self._has_closed()
+        self.ended_in_order = error is None and self._has_closed()
         for stream in list(self._streams):
-            if in_order:
+            if self.ended_in_order:
                 stream.push(EventsLost(time.time(), 0))
                 stream.push(Closed(time.time()))
             else:

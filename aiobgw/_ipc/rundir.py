@@ -46,14 +46,20 @@ def _base() -> str:
 def make(path: str, mode: int) -> int:
     """Make the directory if it is missing; return its descriptor, checked, with *mode*.
 
-    Raises AccessDenied if it is another user's, or a symbolic link.
+    Raises AccessDenied if it is another user's, a symbolic link, or cannot be made.
     """
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    fd = _open(path, os.O_RDONLY)
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        fd = _open(path, os.O_RDONLY)
+    except OSError as error:
+        raise AccessDenied(
+            f"the runtime directory {path} cannot be had: {error.strerror}",
+            hint="pass runtime_dir='/a/path' that this user can make, or set XDG_RUNTIME_DIR",
+        ) from None
     try:
         status = os.fstat(fd)
         if status.st_uid != os.geteuid():

@@ -21,7 +21,8 @@ import pytest
 import aiobgw
 from aiobgw import ExitKind, Flags, Latch, Restart, ShutdownMode, WorkerSpec, WorkerState, _inject
 from aiobgw._ipc import requests
-from aiobgw._ipc.board import BoardWriter
+from aiobgw._ipc.board import HEAD, BoardWriter
+from aiobgw._ipc.record import pack_head
 from aiobgw._ipc.verbs import Rights
 
 from .. import client_targets, procs, targets
@@ -162,6 +163,51 @@ async def test_a_board_that_is_none_is_refused(
         peer.close()
     for fd in fds:
         os.close(fd)
+
+
+async def test_a_supervisor_that_goes_while_it_is_asked_for_events_ends_them_and_all_waits(
+    place: str,
+) -> None:
+    """Its sockets go before its pidfd says so: then sending is what finds out."""
+    os.mkdir(place, 0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(f"{place}/control")
+        listening.listen()
+        attaching = asyncio.ensure_future(aiobgw.attach(place).__aenter__())
+        await until(lambda: select.select([listening], [], [], 0)[0])
+        peer, _ = listening.accept()
+        writer = BoardWriter(1, EPOCH)
+        writer.write(HEAD, pack_head(aiobgw.Supervisor().status(), 0, closed=False))
+        pidfd = os.pidfd_open(os.getpid())
+        welcome = requests.Welcome(requests.WIRE, "1", EPOCH, Rights.ADMINISTRATE, 1_000)
+        socket.send_fds(peer, [requests.pack(welcome)], [writer.fd, pidfd])
+        client = await attaching
+    closing = asyncio.ensure_future(client.wait_closed())
+    await asyncio.sleep(0)
+    peer.close()
+    events = client.events()
+    for ending in (anext(events), closing, client.wait_closed()):
+        with pytest.raises(aiobgw.SupervisorDied):
+            await asyncio.wait_for(ending, 20)
+    client.close()
+    writer.close()
+    os.close(pidfd)
+
+
+async def test_a_client_sees_the_end_of_its_supervisor_in_order_or_not(
+    supervisor: aiobgw.Supervisor, place: str
+) -> None:
+    async with aiobgw.attach(place) as client, aiobgw.attach(place) as closed:
+        closing = asyncio.ensure_future(closed.wait_closed())
+        await asyncio.sleep(0)
+        closed.close()
+        with pytest.raises(aiobgw.NotAttached, match="closed"):
+            await closing
+        closing = asyncio.ensure_future(client.wait_closed())
+        await asyncio.sleep(0)
+        await supervisor.shutdown()
+        await closing
+        await client.wait_closed()
 
 
 async def test_after_its_block_a_client_is_not_attached(
