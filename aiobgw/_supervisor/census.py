@@ -6,6 +6,7 @@ pytest plugin asks.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -42,25 +43,55 @@ def zygote_pid(core: Core) -> int | None:
 
 
 def descriptors(core: Core) -> set[int]:
-    """Return those that come and go while it is open: of its zygote, workers and clients."""
-    return {fd for fd in _descriptors(core) if fd >= 0}
+    """Return every descriptor that it holds."""
+    parts = (_of_launcher, _of_outside, _of_workers)
+    return {fd for part in parts for fd in part(core) if fd >= 0}
 
 
-def _descriptors(core: Core) -> Iterator[int]:
+def _of_launcher(core: Core) -> Iterator[int]:
     launcher = core.launcher
-    if launcher is not None:
-        if launcher.keeper.zygote is not None:
-            yield from (launcher.keeper.zygote.control.fd, launcher.keeper.zygote.pidfd)
-        for child in launcher._children:
-            yield child.pidfd
-            if child.channel is not None:
-                yield child.channel.fd
-    if core.outside._peers is not None:
-        yield from (peer.channel.fd for peer in core.outside._peers._peers)
+    if launcher is None:
+        return
+    keeper = launcher.keeper
+    yield from (launcher.watcher.epoll.fileno(), keeper.lifeline.read_end)
+    yield keeper.lifeline.write_end
+    if keeper.zygote is not None:
+        yield from (keeper.zygote.control.fd, keeper.zygote.pidfd)
+    for child in launcher._children:
+        yield child.pidfd
+        if child.channel is not None:
+            yield child.channel.fd
+
+
+def _of_outside(core: Core) -> Iterator[int]:
+    outside = core.outside
+    if outside._board is not None:
+        yield from _copies(outside._board.fd)
+    if outside._instance is not None:
+        yield from (outside._instance.directory, outside._instance.lock)
+    if outside._control is not None:
+        yield outside._control._socket.fileno()
+    if outside._peers is not None:
+        yield outside._peers.watcher.epoll.fileno()
+        yield from (peer.channel.fd for peer in outside._peers._peers)
+
+
+def _of_workers(core: Core) -> Iterator[int]:
     for worker in core.registry.all():
         yield from worker.fds
         if worker.client_end is not None:
             yield worker.client_end.fd
+
+
+def _copies(fd: int) -> Iterator[int]:
+    """Return *fd*, and whatever is the same file: a mapping keeps a copy of its own."""
+    mine = os.fstat(fd)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if os.path.samestat(os.fstat(number), mine):
+                yield number
+        except OSError:
+            pass  # the descriptor that listdir() itself was using
 
 
 def end(core: Core) -> bool:

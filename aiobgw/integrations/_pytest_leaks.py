@@ -50,12 +50,15 @@ class Watch:
         self._descriptors = open_descriptors()
         self.unknown: list[str] = []
 
-    def left(self, *, look_at_descriptors: bool = True) -> list[str]:
+    def left(self, *, look_at_descriptors: bool = True, stay: Iterable[int] = ()) -> list[str]:
         """Return a line for each thing that was left behind; for what cannot be attributed, in
         ``unknown``.
 
-        A failed test's descriptors are better not looked at: its traceback holds its variables.
+        *stay*: the epochs of supervisors that go on.  A failed test's descriptors are better not
+        looked at: its traceback holds its variables.
         """
+        for epoch in stay:
+            self._workers.setdefault(epoch, set())
         lines = [*self._end_supervisors(), *self._end_workers(), *self._end_processes()]
         if look_at_descriptors:
             lines += self._name_descriptors()

@@ -38,11 +38,6 @@ def outlives_test(loop: str) -> bool:
     return loop not in (f"{ASYNCIO}function", ANYIO)
 
 
-def is_same(loop: str, of_session: str) -> bool:
-    """Tell whether a test's loop is that of the session; anyio has one at a time."""
-    return of_session in (loop, f"{loop}_session")
-
-
 def _has_asyncio(config: pytest.Config) -> bool:
     return config.pluginmanager.hasplugin("aiobgw_asyncio")
 
@@ -84,11 +79,23 @@ def running_loop() -> asyncio.AbstractEventLoop:
         pytest.fail("aiobgw needs asyncio, and this test runs on another library", pytrace=False)
 
 
-def refuse_other_loop() -> None:
+def check_session(
+    of_test: str | None, of_session: str | None, loop: asyncio.AbstractEventLoop | None
+) -> None:
     """Fail a test that would wait for ever: nothing runs the session's loop meanwhile."""
-    pytest.fail(
-        "the session's supervisors live in the event loop of the session, and this test runs in"
-        " another one: with pytest-asyncio, mark it @pytest.mark.asyncio(loop_scope='session');"
-        " a session has pytest-asyncio's loop or anyio's, not both",
-        pytrace=False,
-    )
+    if loop is not None and loop.is_closed():
+        pytest.fail(
+            "the event loop of the session was closed, and its supervisors with it: aiobgw's"
+            " session fixtures need an anyio_backend with one value",
+            pytrace=False,
+        )
+    # anyio has one loop at a time, whatever asks for it.
+    same = of_session in (of_test, f"{of_test}_session")
+    if of_test is not None and of_session is not None and not same:
+        pytest.fail(
+            "the session's supervisors live in the event loop of the session, and this test"
+            " runs in another one: with pytest-asyncio, mark it"
+            " @pytest.mark.asyncio(loop_scope='session'); a session has pytest-asyncio's loop"
+            " or anyio's, not both",
+            pytrace=False,
+        )

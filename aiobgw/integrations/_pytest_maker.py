@@ -88,6 +88,9 @@ class Maker:
         self.all_was_told()
         return "\n".join(filter(None, texts))
 
+    def epochs(self) -> list[int]:
+        return [supervisor.epoch for supervisor, _ in self._made]
+
     def close(self) -> list[SupervisorFailed]:
         """End them all; return why some have given up of which nobody was told."""
         made, self._made = self._made, []

@@ -250,10 +250,9 @@ def _set_up_loops(request: pytest.FixtureRequest, *, session: bool) -> None:
     if loop is not None and loops.outlives_test(loop):
         request.getfixturevalue(loop)
     if session:
-        request.getfixturevalue("_aiobgw_session_maker").all_was_told()
-        home = request.config.stash[_session_loop]
-        if loop is not None and home is not None and not loops.is_same(loop, home):
-            loops.refuse_other_loop()
+        maker = request.getfixturevalue("_aiobgw_session_maker")
+        maker.all_was_told()
+        loops.check_session(loop, request.config.stash[_session_loop], maker.loop)
 
 
 def _names_of(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
@@ -269,7 +268,9 @@ def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
     watch = Watch()
     yield
     failed = request.node.stash.get(_failed, False)
-    left = watch.left(look_at_descriptors=not failed)
+    session = request.config.stash.get(_session_maker, None)
+    stay = session.epochs() if session is not None else ()
+    left = watch.left(look_at_descriptors=not failed, stay=stay)
     if watch.unknown:
         told = ", ".join(watch.unknown)
         request.node.warn(pytest.PytestWarning(f"left behind by this test or by others: {told}"))
