@@ -1,11 +1,11 @@
 """What the open supervisors of this process hold, for those who check that nothing is left.
 
-Reads what the parts own, and changes nothing but through ``end`` and ``kill``.  Only the
-pytest plugin asks.
+Only the pytest plugin asks.  What it reads belongs to the parts of a supervisor.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -105,12 +105,37 @@ def kill(core: Core, worker: RegisteredWorker) -> None:
     _in_its_thread(core, lambda: core.ask(worker, Verb.KILL, 0))
 
 
+def wait_over(core: Core, worker: RegisteredWorker, seconds: float) -> bool:
+    """Have the supervisor's loop run, if nobody runs it, until the worker is over."""
+    host = _host(core)
+    if host is None or host.is_closed():
+        return worker.is_over
+    waiting = asyncio.wait_for(_over(worker), seconds)
+    try:
+        if host.is_running():
+            asyncio.run_coroutine_threadsafe(waiting, host).result(seconds + PATIENCE)
+        else:
+            host.run_until_complete(waiting)
+    except TimeoutError:
+        pass
+    return worker.is_over
+
+
+async def _over(worker: RegisteredWorker) -> None:
+    while not worker.is_over:
+        await worker.changes.wait()
+
+
+def _host(core: Core) -> asyncio.AbstractEventLoop | None:
+    return core.loop._host if core.loop is not None else None
+
+
 def _in_its_thread(core: Core, act: Callable[[], None]) -> None:
     """Act on a supervisor whose loop may be running in another thread.
 
     Race: then it is done there, and waited for, PATIENCE seconds at most.
     """
-    host = core.loop._host if core.loop is not None else None
+    host = _host(core)
     if host is None or not host.is_running():
         act()
         return

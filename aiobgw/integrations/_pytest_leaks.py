@@ -83,16 +83,11 @@ class Watch:
             for worker in core.registry.all():
                 if worker.generation in self._workers.get(core.epoch, ()):
                     continue
-                pid, text = worker.pid, _describe(worker)
-                stopping = worker.life.state is WorkerState.STOPPING
-                if pid is not None and (stopping or not processes.is_alive(pid)):
-                    # Its loop has had no turn since; what it was told, or did, stands.
-                    over = not processes.wait_dead({pid}, SETTLE)
-                else:
-                    over = False
-                census.kill(core, worker)
-                if not over:
-                    lines.append(f"worker {text} of supervisor {core.settings.name!r}: killed")
+                text = _describe(worker)
+                if not (_is_ending(worker) and census.wait_over(core, worker, SETTLE)):
+                    census.kill(core, worker)
+                    ended = "killed" if census.wait_over(core, worker, SETTLE) else "still there"
+                    lines.append(f"worker {text} of supervisor {core.settings.name!r}: {ended}")
         return lines
 
     # Processes.
@@ -103,7 +98,7 @@ class Watch:
             processes.wait_dead(left, SETTLE)
             left = self._new_processes()
         titles = {pid: processes.title(pid) for pid in sorted(left)}
-        killed = {pid for pid in titles if processes.kill(pid)}
+        killed = processes.kill(titles)
         survivors = processes.wait_dead(killed, SETTLE)
         return [
             f"process {pid} ({title}): "
@@ -155,6 +150,13 @@ class Watch:
 
 def _generations(core: Core) -> set[int]:
     return {worker.generation for worker in core.registry.all()}
+
+
+def _is_ending(worker: RegisteredWorker) -> bool:
+    """Tell whether it was told to end, or has ended, and its loop has had no turn since."""
+    if worker.life.state is WorkerState.STOPPING:
+        return True
+    return worker.pid is not None and not processes.is_alive(worker.pid)
 
 
 def _describe(worker: RegisteredWorker) -> str:

@@ -7,6 +7,7 @@ import select
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import psutil
 
@@ -92,17 +93,25 @@ def wait_dead(pids: Iterable[int], seconds: float) -> set[int]:
     return {pid for pid in left if is_alive(pid)}
 
 
-def kill(pid: int) -> bool:
-    """End a process below this one; return whether it was.
+def kill(pids: Iterable[int]) -> set[int]:
+    """End processes below this one; return those that were.
 
-    Race: the pid may be another process's by now.  Looked at after its pidfd was opened, and
+    Race: a pid may be another process's by now.  Looked at after its pidfd was opened, and
     signalled through that, it is below this process or it is not touched.
+
+    Ordering: all are looked at before the first one dies, and leaves its children to others.
     """
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return False
-    try:
-        return pid in descendants() and exits.send(pidfd, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
+    with ExitStack() as stack:
+        pidfds = {}
+        for pid in pids:
+            try:
+                pidfds[pid] = os.pidfd_open(pid)
+            except OSError:
+                continue  # it is gone
+            stack.callback(os.close, pidfds[pid])
+        below = descendants()
+        return {
+            pid
+            for pid, pidfd in pidfds.items()
+            if pid in below and exits.send(pidfd, signal.SIGKILL)
+        }
