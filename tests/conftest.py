@@ -17,6 +17,8 @@ import aiobgw
 
 from . import procs
 
+pytest_plugins = ["pytester"]
+
 SETTLE = 5.0
 
 procs.become_subreaper()

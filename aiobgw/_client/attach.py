@@ -24,8 +24,9 @@ RETRY_DELAY = 0.01
 def attach(runtime_dir_or_name: str | os.PathLike[str]) -> Attachment:
     """Attach to a supervisor of this machine: ``async with attach("shop") as client:``.
 
-    A name means ``$XDG_RUNTIME_DIR/aiobgw/NAME``, as root ``/run/aiobgw/NAME``; whatever has a
-    slash is a path.  Raises NotAttached if no supervisor is there, AccessDenied,
+    A name means ``$AIOBGW_RUNTIME_DIR/NAME`` if that is set, else
+    ``$XDG_RUNTIME_DIR/aiobgw/NAME``, as root ``/run/aiobgw/NAME``; whatever has a slash is a
+    path.  Raises NotAttached if no supervisor is there, AccessDenied,
     ProtocolMismatch, and TimeoutError if it does not answer within 5 s.
     """
     return Attachment(rundir.place(runtime_dir_or_name))

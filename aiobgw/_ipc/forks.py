@@ -31,6 +31,11 @@ def close_in_forks(owner: Owner) -> None:
     _owners.add(owner)
 
 
+def owners() -> list[Owner]:
+    """Return the owners of this process that are still there."""
+    return list(_owners)
+
+
 def _after_fork() -> None:
     for owner in list(_owners):
         try:

@@ -37,6 +37,10 @@ def place(name_or_path: str | os.PathLike[str]) -> str:
 
 
 def _base() -> str:
+    """Return where names are: tests set AIOBGW_RUNTIME_DIR, to meet nobody else's."""
+    base = os.environ.get("AIOBGW_RUNTIME_DIR")
+    if base:
+        return os.path.abspath(base)
     if os.geteuid() == 0:
         return "/run/aiobgw"
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"

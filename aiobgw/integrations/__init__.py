@@ -5,7 +5,8 @@
 the application serves; ``pytest_plugin`` has fixtures for tests, and the check that nothing
 is left behind.
 
-Invariants.  An integration only uses what is public of the supervisor, and never touches the
-host's signals.  It makes no task that a host would wait for.  Each module imports its
-framework and nothing of another one's; none is imported by ``import aiobgw``.
+Invariants.  An integration only uses what is public of the supervisor (the plugin looks for what
+is left behind through ``_supervisor.census``), and never touches the host's signals.  It makes no
+task that a host would wait for.  Each module imports its framework and nothing of another one's;
+none is imported by ``import aiobgw``.
 """

@@ -219,6 +219,21 @@ def test_a_name_means_the_users_runtime_directory(monkeypatch: pytest.MonkeyPatc
     assert rundir.place("shop") == "/run/aiobgw/shop"
 
 
+def test_tests_have_names_looked_for_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of whatever user; an empty variable is none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIOBGW_RUNTIME_DIR", "here")
+    for user in (0, 1234):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert rundir.place("shop") == str(tmp_path / "here" / "shop")
+        assert rundir.place("/a/shop") == "/a/shop"
+    monkeypatch.setenv("AIOBGW_RUNTIME_DIR", "")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/somewhere")
+    assert rundir.place("shop") == "/somewhere/aiobgw/shop"
+
+
 def test_whatever_has_a_slash_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert rundir.place("/a/b/../c") == "/a/c"
