@@ -3,17 +3,31 @@ does what a test tells it.
 
 ``clock`` and ``launcher`` replace time and processes: restart rules are tested without
 waiting.  ``faults`` does to a real process what happens to processes; what has to happen
-inside of it is done by ``inside``, which is preloaded.  ``scripted`` is a worker that a test
-talks to.  Nothing of this is imported by a supervisor or a worker that was not asked for it.
+inside of it is done by ``inside``, which is preloaded.  With ``script`` a test talks to workers
+that run ``scripted``.  Nothing of this is imported by a supervisor or a worker that was not
+asked for it.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
+    from .faults import exit_with as exit_with
+    from .faults import freeze as freeze
+    from .faults import frozen as frozen
+    from .faults import kill as kill
+    from .faults import kill_supervisor as kill_supervisor
+    from .faults import kill_zygote as kill_zygote
+    from .faults import oom as oom
+    from .faults import raise_in as raise_in
+    from .faults import thaw as thaw
+    from .script import Incarnation as Incarnation
+    from .script import Script as Script
 
-_NAMES_OF: dict[str, str] = {}
+_NAMES_OF: dict[str, str] = {
+    "faults": ("exit_with freeze frozen kill kill_supervisor kill_zygote oom raise_in thaw"),
+    "script": "Incarnation Script",
+}
 _HOME = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
 
 __all__ = tuple(sorted(_HOME))
