@@ -3,8 +3,9 @@ does what a test tells it.
 
 ``clock`` and ``launcher`` replace time and processes: restart rules are tested without
 waiting.  ``faults`` does to a real process what happens to processes; what has to happen
-inside of it is done by ``inside``, which is preloaded.  ``scripted`` is a worker that a test
-talks to.  Nothing of this is imported by a supervisor or a worker that was not asked for it.
+inside of it is done by ``inside``, which is preloaded.  With ``script`` a test talks to workers
+that run ``scripted``.  Nothing of this is imported by a supervisor or a worker that was not
+asked for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 _NAMES_OF = {
     "clock": "ManualClock",
     "launcher": "FakeLauncher FakeProcess",
+    from .faults import exit_with as exit_with
+    from .faults import freeze as freeze
+    from .faults import frozen as frozen
+    from .faults import kill as kill
+    from .faults import kill_supervisor as kill_supervisor
+    from .faults import kill_zygote as kill_zygote
+    from .faults import oom as oom
+    from .faults import raise_in as raise_in
+    from .faults import thaw as thaw
+    from .script import Incarnation as Incarnation
+    from .script import Script as Script
+
+    "faults": ("exit_with freeze frozen kill kill_supervisor kill_zygote oom raise_in thaw"),
+    "script": "Incarnation Script",
 }
 _HOME = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
 
