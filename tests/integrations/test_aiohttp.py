@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -203,7 +205,7 @@ async def test_an_application_and_those_inside_of_it_may_each_have_a_supervisor(
     async with served(outer) as address, ClientSession(address) as session:
         for app in (outer, inner):
             await startup(app)
-        for place, name in (("inner/", "inner"), ("plain/", "outer")):
+        for place, name in (("/inner/", "inner"), ("/plain/", "outer")):
             async with session.get(place) as answer:
                 assert await answer.text() == name
     for app in (outer, inner):
@@ -306,12 +308,14 @@ async def test_a_supervisor_that_fails_is_logged_at_once_and_raised_by_the_clean
         cleaned.append(app)
 
     app.cleanup_ctx.append(other)
+    answered = 0
     with pytest.raises(aiobgw.SupervisorFailed, match="crash"):
         async with served(app) as address:
             os.kill(await startup(app), signal.SIGKILL)
             await until(lambda: "the application runs on" in caplog.text)
             async with ClientSession() as session, session.get(address) as answer:
-                assert answer.status == 200
+                answered = answer.status
+    assert answered == 200
     assert cleaned
 
 
@@ -408,6 +412,26 @@ async def test_a_clean_up_that_is_cancelled_ends_the_workers_at_once(new_latch: 
         await cleanup
     assert not procs.is_alive(pid)
     assert cleaned
+
+
+@pytest.mark.anyio
+async def test_an_application_that_has_ended_is_held_by_nothing() -> None:
+    """Whether it has served or not: no timer of ours, and no task, goes on."""
+    for serves, is_set_up in ((True, True), (False, True), (False, False)):
+        app = web.Application()
+        if is_set_up:
+            setup(app, spares=0)
+        else:
+            app.cleanup_ctx.append(cleanup_context(spares=0))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        if serves:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await runner.cleanup()
+        supervisor = weakref.ref(app[SUPERVISOR])
+        del app, runner
+        gc.collect()
+        assert supervisor() is None
 
 
 # In processes of their own.
