@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -168,7 +168,9 @@ def test_the_queue_outlives_a_service_that_is_killed(database: str) -> None:
         below = procs.descendants(service.process.pid)
         service.process.kill()
     assert procs.wait_dead(below) == set()
+    with closing(pipeline.connect(database)) as db:
+        assert pipeline.claim(db, "extract", "a worker that the next service does not have")
     with running(database, "--workers", "1") as service:
         until(service.is_done)
-        assert service.ask(f"/documents/{document}")["claims"] == 2
+        assert service.ask(f"/documents/{document}")["claims"] == 3
         service.process.send_signal(signal.SIGINT)

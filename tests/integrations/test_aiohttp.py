@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from aiohttp import ClientSession, web
@@ -28,7 +29,7 @@ from ..conftest import NewLatch
 from . import aiohttp_targets
 from .aiohttp_targets import BOUND
 
-HOSTS = "tests.integrations.aiohttp_hosts"
+HOSTS = ("-m", "tests.integrations.aiohttp_hosts")
 PHASES = (Phase.SUPERVISOR_START, Phase.CONSISTENT_STATE, Phase.RUNNING)
 
 Context = Callable[[web.Application], AsyncIterator[None]]
@@ -441,9 +442,9 @@ async def test_an_application_that_has_ended_is_held_by_nothing() -> None:
 def host(*command: str, loop: str = "asyncio") -> Iterator[subprocess.Popen[str]]:
     """Run an application, as the leader of a group; nothing that it started may be left."""
     with subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, *command],
         cwd=procs.ROOT,
-        env={**os.environ, "AIOBGW_TEST_LOOP": loop},
+        env={**os.environ, "AIOBGW_TEST_LOOP": loop, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -481,7 +482,7 @@ def test_a_signal_ends_the_application_and_its_workers_in_order(
     signum: signal.Signals, loop: str
 ) -> None:
     """SIGINT goes to the whole foreground group, as Ctrl-C does."""
-    with host(HOSTS, "run_app", "serving", loop=loop) as process:
+    with host(*HOSTS, "run_app", "serving", loop=loop) as process:
         answered, up = lines_until(process, "answered", "worker up")
         assert answered
         pid = pid_in(up)
@@ -507,7 +508,7 @@ def test_a_signal_ends_the_application_and_its_workers_in_order(
 )
 def test_a_start_that_fails_says_why_and_leaves_nothing(runner: str, kind: str, loop: str) -> None:
     """Nobody calls the clean-up of the application then."""
-    with host(HOSTS, runner, kind, loop=loop) as process:
+    with host(*HOSTS, runner, kind, loop=loop) as process:
         out, err = process.communicate(timeout=BOUND)
     assert process.returncode == 1
     if kind == "supervisor":
@@ -521,7 +522,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(runner: str, kind: str, 
 
 
 def test_a_start_that_is_interrupted_leaves_nothing() -> None:
-    with host(HOSTS, "run_app", "interrupted") as process:
+    with host(*HOSTS, "run_app", "interrupted") as process:
         (up,) = lines_until(process, "worker up")
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=BOUND)
@@ -532,7 +533,15 @@ def test_a_start_that_is_interrupted_leaves_nothing() -> None:
 @contextmanager
 def gunicorn(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Run two server processes on a socket in the file system."""
-    command = ["gunicorn", f"{HOSTS}:serving", "-k", "aiohttp.GunicornWebWorker", "-w", "2"]
+    command = [
+        "-m",
+        "gunicorn",
+        f"{HOSTS[1]}:serving",
+        "-k",
+        "aiohttp.GunicornWebWorker",
+        "-w",
+        "2",
+    ]
     command += ["-b", f"unix:{path}", "--worker-tmp-dir", str(path.parent), "--no-control-socket"]
     with host(*command, *options) as process:
         yield process
@@ -576,4 +585,24 @@ def test_each_server_process_of_gunicorn_has_a_supervisor_of_its_own(
         out, _ = process.communicate(timeout=BOUND)
     assert out.splitlines() == ["worker down"] * 2
     assert process.returncode == 0
+    assert procs.wait_dead(below) == set()
+
+
+def test_the_readmes_application_runs_as_printed(tmp_path: Path) -> None:
+    readme = (procs.ROOT / "README.md").read_text()
+    section = readme.partition("## In an aiohttp app\n")[2]
+    example = section.partition("```py\n")[2].partition("```")[0]
+    script = tmp_path / "app.py"
+    assert "port=8080" in example
+    script.write_text(example.replace("port=8080", "port=0"))
+    with host(str(script)) as process:
+        (running,) = lines_until(process, "======== Running on")
+        address = running.split()[3]
+        with urlopen(f"{address}/resize", b"", timeout=BOUND) as answer:
+            assert answer.read() == b"resize was clean with exit code 0\n"
+        below = procs.descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=BOUND)
+    assert (process.returncode, err) == (0, "")
+    assert "a.png is resized" in out
     assert procs.wait_dead(below) == set()
