@@ -218,7 +218,8 @@ class _Lifetime:
             await asyncio.wait(self._tasks)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        # Ownership: until the end, which waits for it; a loop holds its tasks weakly.
+        # Ownership: until the end, which waits for it; a loop holds its tasks weakly.  A host
+        # that waits for all tasks (aiohttp 3.9) waits for none of them longer than for the stop.
         self._tasks.add(asyncio.get_running_loop().create_task(work))
 
 

@@ -89,10 +89,11 @@ def main() -> None:
     runner, kind = sys.argv[1:]
     sock = bound_socket()
     if kind == "serving":
-        knocker = WorkerSpec(
-            name="worker", target=targets.knock_and_stay, args=(sock.getsockname()[1],)
-        )
-        app = application(knocker)
+        port = sock.getsockname()[1]
+        app = application(WorkerSpec(name="worker", target=targets.knock_and_stay, args=(port,)))
+    elif kind == "stubborn":
+        stubborn = targets.stay_whatever_is_asked
+        app = application(WorkerSpec(name="worker", target=stubborn, stop_timeout=3600))
     else:
         app = failing(kind)
     if runner == "AppRunner":

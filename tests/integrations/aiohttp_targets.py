@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import time
 
 import aiobgw
 
 BOUND = 20.0
 
 
+def say(text: str) -> None:
+    """Write a line at once: several processes write to one pipe."""
+    os.write(1, f"{text}\n".encode())
+
+
 async def stay() -> None:
     """Say when it starts, and when it was asked to end; whom SIGKILL ends says nothing."""
     name = aiobgw.current_worker().name
-    print(f"{name} up {os.getpid()}", flush=True)
+    say(f"{name} up {os.getpid()}")
     try:
         await asyncio.sleep(3600)
     finally:
-        print(f"{name} down", flush=True)
+        say(f"{name} down")
+
+
+def stay_whatever_is_asked() -> None:
+    """Take note of SIGTERM, and do not end by it."""
+    signal.signal(signal.SIGTERM, lambda *_: say("asked to end"))
+    say(f"worker up {os.getpid()}")
+    while True:
+        time.sleep(3600)
 
 
 async def finish_when_told() -> None:
@@ -37,5 +52,5 @@ def knock(port: int) -> None:
 
 async def knock_and_stay(port: int) -> None:
     await asyncio.to_thread(knock, port)
-    print("answered", flush=True)
+    say("answered")
     await stay()

@@ -496,6 +496,17 @@ def test_a_signal_ends_the_application_and_its_workers_in_order(
     assert procs.wait_dead(below) == set()
 
 
+def test_a_second_signal_ends_workers_that_do_not_end_when_asked() -> None:
+    with host(*HOSTS, "run_app", "stubborn") as process:
+        (up,) = lines_until(process, "worker up")
+        process.send_signal(signal.SIGTERM)
+        assert lines_until(process, "asked to end")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=BOUND)
+    assert process.returncode == 1
+    assert procs.wait_dead({pid_in(up)}) == set()
+
+
 @pytest.mark.parametrize(
     ("runner", "kind", "loop"),
     [
@@ -562,7 +573,9 @@ def ask(path: Path) -> int:
         return int(connection.makefile().read().split()[-1])
 
 
-@pytest.mark.parametrize("options", [[], ["--preload"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [[], ["--preload", "-k", "aiohttp.GunicornUVLoopWebWorker"]], ids=["", "preload"]
+)
 def test_each_server_process_of_gunicorn_has_a_supervisor_of_its_own(
     tmp_path: Path, options: list[str]
 ) -> None:
