@@ -13,12 +13,6 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .clock import ManualClock as ManualClock
-    from .launcher import FakeLauncher as FakeLauncher
-    from .launcher import FakeProcess as FakeProcess
-
-_NAMES_OF = {
-    "clock": "ManualClock",
-    "launcher": "FakeLauncher FakeProcess",
     from .faults import exit_with as exit_with
     from .faults import freeze as freeze
     from .faults import frozen as frozen
@@ -28,10 +22,15 @@ _NAMES_OF = {
     from .faults import oom as oom
     from .faults import raise_in as raise_in
     from .faults import thaw as thaw
+    from .launcher import FakeLauncher as FakeLauncher
+    from .launcher import FakeProcess as FakeProcess
     from .script import Incarnation as Incarnation
     from .script import Script as Script
 
-    "faults": ("exit_with freeze frozen kill kill_supervisor kill_zygote oom raise_in thaw"),
+_NAMES_OF = {
+    "clock": "ManualClock",
+    "faults": "exit_with freeze frozen kill kill_supervisor kill_zygote oom raise_in thaw",
+    "launcher": "FakeLauncher FakeProcess",
     "script": "Incarnation Script",
 }
 _HOME = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
