@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import pytest
 
 import examples.aiohttp_app as example
-from examples.aiohttp_app import pipeline
+from examples import aiohttp_pipeline as pipeline
 
 from . import procs
 

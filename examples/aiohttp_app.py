@@ -1,4 +1,18 @@
-"""The application: takes documents, tells how far they are, and has its workers beside it."""
+"""A text pipeline: an aiohttp application, a queue in SQLite, and two kinds of workers.
+
+    python -m examples.aiohttp_app
+    curl --data-binary @README.md http://127.0.0.1:8080/documents
+    curl http://127.0.0.1:8080/documents/1
+    curl http://127.0.0.1:8080/
+    curl -X POST http://127.0.0.1:8080/stop
+
+``extract`` workers find the keywords of a document, ``summarise`` workers then the sentence
+that has most of them.  Kill any of them while it works, ``kill -9`` included: its job is done
+again, and every result is there once.  With ``--database PATH`` the queue outlives the service.
+
+Here is the application: HTTP, and which workers there are.  What they run, and the queue, is in
+aiohttp_pipeline.py: they do not import aiohttp.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +30,7 @@ from aiohttp import web
 from aiobgw import Latch, Phase, Restart, WorkerSpec
 from aiobgw.integrations.aiohttp import SUPERVISOR, setup
 
-from . import pipeline
+from . import aiohttp_pipeline as pipeline
 
 HOST = "127.0.0.1"
 
