@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .._ipc.channel import BrokenMessage
 from .._policy.backoff import ZYGOTE_ATTEMPTS, zygote_delay
@@ -166,6 +166,12 @@ class Keeper:
         self._watcher.cancel("zygote")
         if self.zygote is not None:
             self.zygote.control.shut_down()
+
+    def descriptors(self) -> Iterator[int]:
+        """Return every descriptor that it holds."""
+        yield from (self.lifeline.read_end, self.lifeline.write_end)
+        if self.zygote is not None:
+            yield from (self.zygote.control.fd, self.zygote.pidfd)
 
     def close_copies(self) -> None:
         """Close every descriptor in a fork of the host."""

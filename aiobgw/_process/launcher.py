@@ -15,7 +15,7 @@ import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .._ipc.channel import Channel
 from .._policy.backoff import launch_delay
@@ -277,6 +277,15 @@ class Launcher:
     def dismiss_zygote(self) -> None:
         """Let the zygote go, in order."""
         self.keeper.dismiss()
+
+    def descriptors(self) -> Iterator[int]:
+        """Return every descriptor that it holds; -1 for what it does not have."""
+        yield self.watcher.epoll.fileno()
+        yield from self.keeper.descriptors()
+        for child in self._children:
+            yield child.pidfd
+            if child.channel is not None:
+                yield child.channel.fd
 
     def close_copies(self) -> None:
         """Close every descriptor in a fork of the host, and touch nothing that is shared."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .events import Launch, Order, ProcessEvent
@@ -65,6 +65,9 @@ class LauncherSeam(Protocol):
 
     def dismiss_zygote(self) -> None:
         """Let the zygote go, in order."""
+
+    def descriptors(self) -> Iterator[int]:
+        """Return every descriptor that it holds; -1 for what it does not have."""
 
     def close_copies(self) -> None:
         """Close every descriptor in a fork of the host."""

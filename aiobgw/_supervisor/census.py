@@ -38,8 +38,7 @@ def unheard_failure(supervisor: Supervisor) -> SupervisorFailed | None:
 
 
 def zygote_pid(core: Core) -> int | None:
-    zygote = core.launcher.keeper.zygote if core.launcher is not None else None
-    return zygote.pid if zygote is not None else None
+    return core.launcher.zygote_pid if core.launcher is not None else None
 
 
 def descriptors(core: Core) -> set[int]:
@@ -49,18 +48,8 @@ def descriptors(core: Core) -> set[int]:
 
 
 def _of_launcher(core: Core) -> Iterator[int]:
-    launcher = core.launcher
-    if launcher is None:
-        return
-    keeper = launcher.keeper
-    yield from (launcher.watcher.epoll.fileno(), keeper.lifeline.read_end)
-    yield keeper.lifeline.write_end
-    if keeper.zygote is not None:
-        yield from (keeper.zygote.control.fd, keeper.zygote.pidfd)
-    for child in launcher._children:
-        yield child.pidfd
-        if child.channel is not None:
-            yield child.channel.fd
+    if core.launcher is not None:
+        yield from core.launcher.descriptors()
 
 
 def _of_outside(core: Core) -> Iterator[int]:

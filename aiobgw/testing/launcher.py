@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 from .._ipc import launch as protocol
@@ -138,6 +138,9 @@ class FakeLauncher:
 
     def dismiss_zygote(self) -> None:
         pass
+
+    def descriptors(self) -> Iterator[int]:
+        yield self.watcher.epoll.fileno()
 
     def close_copies(self) -> None:
         if self._watcher is not None:
