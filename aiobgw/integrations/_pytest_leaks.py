@@ -100,6 +100,7 @@ class Watch:
         titles = {pid: processes.title(pid) for pid in sorted(left)}
         killed = processes.kill(titles)
         survivors = processes.wait_dead(killed, SETTLE)
+        processes.reap(killed - survivors)
         return [
             f"process {pid} ({title}): "
             + ("killed" if pid in killed - survivors else "could not be ended")

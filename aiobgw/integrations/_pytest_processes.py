@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import psutil
 
 from .._process import exits
 
 _HELPERS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+_SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37
 _HAS_CHILDREN = os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """Have processes below this one that lose their parent become its children.
+
+    Whoever has detached itself, from a worker or from a test, is found then as any other.  It
+    is not reaped, unless it was left behind: nobody can know whose business that is.
+    """
+    prctl = ctypes.CDLL(None).prctl
+    before = ctypes.c_int(0)
+    prctl(_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
 def descendants(pid: int | None = None) -> set[int]:
@@ -115,3 +134,12 @@ def kill(pids: Iterable[int]) -> set[int]:
             for pid, pidfd in pidfds.items()
             if pid in below and exits.send(pidfd, signal.SIGKILL)
         }
+
+
+def reap(pids: Iterable[int]) -> None:
+    """Take leave of processes that were killed here, of those that are this one's children."""
+    for pid in pids:
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            pass

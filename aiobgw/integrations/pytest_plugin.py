@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .._client.handle import WorkerHandle
     from .._supervisor.supervisor import Supervisor
     from ..spec import WorkerSpec
+    from ._pytest_leaks import Watch
     from ._pytest_maker import Maker
 
 _ASYNCIO = ("asyncio", "pytest_asyncio", "pytest_asyncio.plugin")
@@ -263,10 +264,16 @@ def _names_of(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
 
 def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
     from ._pytest_leaks import Watch, make_ready
+    from ._pytest_processes import adopting
 
     make_ready()
-    watch = Watch()
-    yield
+    with adopting():
+        watch = Watch()
+        yield
+        _tell_what_is_left(request, watch)
+
+
+def _tell_what_is_left(request: pytest.FixtureRequest, watch: Watch) -> None:
     failed = request.node.stash.get(_failed, False)
     session = request.config.stash.get(_session_maker, None)
     stay = session.epochs() if session is not None else ()
