@@ -335,7 +335,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
 async def test_a_stranger_who_calls_back_is_not_taken_for_the_worker(
     supervisor: aiobgw.Supervisor, script: testing.Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handle, incarnation = await started(supervisor, script)
+    handle, _ = await started(supervisor, script)
     accept = asking._accept
     heard = []
 
@@ -456,10 +456,11 @@ def some_handle(*pids: int | None) -> Any:
 async def test_a_pid_that_may_be_another_processs_is_not_hit(
     supervisor: aiobgw.Supervisor, script: testing.Script
 ) -> None:
-    with subprocess.Popen(["sleep", "60"]) as stranger:  # in our session, as no worker is
-        check_unhittable(some_handle(stranger.pid, stranger.pid), "has just ended", [testing.kill])
-        assert stranger.poll() is None
-        stranger.kill()
+    stranger = os.posix_spawnp("sleep", ["sleep", "60"], os.environ)  # leads no session
+    check_unhittable(some_handle(stranger, stranger), "has just ended", [testing.kill])
+    assert procs.is_alive(stranger)
+    os.kill(stranger, signal.SIGKILL)
+    os.waitpid(stranger, 0)
     _, incarnation = await started(supervisor, script)
     for then in (None, os.getpid()):
         handle = some_handle(incarnation.pid, then)
@@ -555,9 +556,9 @@ async def test_whoever_fails_in_the_middle_leaves_the_worker_where_it_was(
     handle, incarnation = await started(supervisor, script)
     before = cgroup_of(incarnation.pid)
     # A test that was killed has left this.
-    with subprocess.Popen(["true"]) as dead:
-        pass
-    (before / f"{memory.PREFIX}{dead.pid}-1").mkdir()
+    dead = os.posix_spawnp("true", ["true"], os.environ)
+    os.waitpid(dead, 0)
+    (before / f"{memory.PREFIX}{dead}-1").mkdir()
     with (
         pytest.raises(KeyboardInterrupt),
         memory.MemoryCgroup(incarnation.pid, memory.LIMIT) as cgroup,
@@ -587,7 +588,7 @@ async def test_without_a_memory_cgroup_the_reason_is_told(
         testing.oom(handle)
     read_only = memory.Place(Path("/proc"), Path("/proc"), 1)
     monkeypatch.setattr(memory, "place_of", lambda cgroups, mounts: read_only)
-    with pytest.raises(Unsupported, match="can be had here: .*/proc/aiobgw-oom-"):
+    with pytest.raises(Unsupported, match=r"can be had here: .*/proc/aiobgw-oom-"):
         testing.oom(handle)
     assert await answers(incarnation)
 
