@@ -21,6 +21,10 @@ class Untakeable(Exception):
         return (int, ("no number",))
 
 
+def fail_untakeably() -> None:
+    raise Untakeable("as asked")
+
+
 def start_thread() -> int:
     """Have one more thread, which works."""
 

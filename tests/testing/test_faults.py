@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -410,7 +410,7 @@ async def test_a_worker_without_a_process_is_not_hit_nor_is_the_next_in_its_slot
     assert other.slot == handle.slot
     check_unhittable(handle, "it has no process: stopped")
     assert other.status().state is WorkerState.RUNNING
-    assert procs.state(other.status().pid or 0) == "S"
+    assert procs.state(other.status().pid or 0) in ("R", "S")
 
 
 async def test_a_process_whose_end_nobody_knows_of_yet_is_not_hit(
@@ -453,14 +453,20 @@ def some_handle(*pids: int | None) -> Any:
     return SimpleNamespace(name="w", status=status)
 
 
+@contextlib.contextmanager
+def a_stranger() -> Iterator[int]:
+    """A process that leads no session, as every worker does; dead and reaped at the end."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
 async def test_a_pid_that_may_be_another_processs_is_not_hit(
     supervisor: aiobgw.Supervisor, script: testing.Script
 ) -> None:
-    stranger = os.posix_spawnp("sleep", ["sleep", "60"], os.environ)  # leads no session
-    check_unhittable(some_handle(stranger, stranger), "has just ended", [testing.kill])
-    assert procs.is_alive(stranger)
-    os.kill(stranger, signal.SIGKILL)
-    os.waitpid(stranger, 0)
+    with a_stranger() as stranger:
+        check_unhittable(some_handle(stranger, stranger), "has just ended", [testing.kill])
+        assert procs.is_alive(stranger)
     _, incarnation = await started(supervisor, script)
     for then in (None, os.getpid()):
         handle = some_handle(incarnation.pid, then)
@@ -556,8 +562,8 @@ async def test_whoever_fails_in_the_middle_leaves_the_worker_where_it_was(
     handle, incarnation = await started(supervisor, script)
     before = cgroup_of(incarnation.pid)
     # A test that was killed has left this.
-    dead = os.posix_spawnp("true", ["true"], os.environ)
-    os.waitpid(dead, 0)
+    with a_stranger() as dead:
+        pass
     (before / f"{memory.PREFIX}{dead}-1").mkdir()
     with (
         pytest.raises(KeyboardInterrupt),
