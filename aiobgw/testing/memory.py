@@ -107,7 +107,8 @@ class MemoryCgroup:
         path = parent / self._name
         path.mkdir()
         self.path = path
-        if (path / "memory.max").exists():
+        assert self._place is not None
+        if self._place.version == 2:
             _write(path / "memory.max", self._limit)
             _write_if_there(path / "memory.swap.max", 0)
             return

@@ -80,9 +80,13 @@ async def run_async(address: str) -> None:
 def _join(address: str) -> Channel | None:
     """Connect to the test, and say who this is; None if the test is over."""
     channel = wire.connect(address)
-    if channel is not None:
-        worker = current_worker()
+    if channel is None:
+        return None
+    worker = current_worker()
+    try:
         channel.send(dumps((worker.name, worker.incarnation, worker.pid)))
+    except ConnectionError:
+        return None  # it is over, or does not hear this user
     return channel
 
 

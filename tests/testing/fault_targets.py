@@ -21,6 +21,10 @@ class Untakeable(Exception):
         return (int, ("no number",))
 
 
+def fail_untakeably() -> None:
+    raise Untakeable("as asked")
+
+
 def start_thread() -> int:
     """Have one more thread, which works."""
 
@@ -35,7 +39,8 @@ def start_thread() -> int:
 async def survive(path: str) -> None:
     """Catch the first error where it is awaited, and go on; end by the second one."""
     child = asyncio.ensure_future(asyncio.sleep(3600))
-    aiobgw.current_worker().latches["up"].set()
+    # Ordering: from a callback, so that this task does wait when the test hears of it.
+    asyncio.get_running_loop().call_soon(aiobgw.current_worker().latches["up"].set)
     try:
         await child
     except ConnectionError as error:
@@ -57,7 +62,7 @@ async def be_busy() -> None:
     """Await nothing at all."""
     aiobgw.current_worker().latches["up"].set()
     while True:
-        time.sleep(0.001)
+        time.sleep(0.001)  # noqa: ASYNC251
 
 
 async def wait_beside_busy_tasks() -> None:
@@ -68,7 +73,7 @@ async def wait_beside_busy_tasks() -> None:
         loop.call_soon(call_again)
 
     async def go_round() -> None:
-        while True:
+        while True:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     call_again()
