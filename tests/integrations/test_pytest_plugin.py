@@ -19,6 +19,7 @@ from .. import procs
 from ..conftest import MakeSupervisor, NewLatch
 
 RUN = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+UNUSED = ("-p", "no:faker", "-p", "no:xdist", "-p", "no:pytest_cov")  # half of a start
 INI = """
 [pytest]
 asyncio_default_fixture_loop_scope = function
@@ -75,13 +76,13 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def run(project: pytest.Pytester, *args: str) -> pytest.RunResult:
-    return project.run(*RUN, *args, timeout=60)
+def run(project: pytest.Pytester, *args: str, unused: tuple[str, ...] = UNUSED) -> pytest.RunResult:
+    return project.run(*RUN, *unused, *args, timeout=60)
 
 
 def start(project: pytest.Pytester, *args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*RUN, *args], cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*RUN, *UNUSED, *args], cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
@@ -115,7 +116,7 @@ def test_a_project_that_does_not_use_it_is_told_nothing_and_imports_nothing(
             print("OTHERS", "pytest_asyncio" in sys.modules, "asyncio" in sys.modules)
     """)
     project.makepyfile(test_sync="def test_it(): pass")
-    alone = ["anyio", "asyncio", "xdist", "timeout", "Faker", "pytest_cov"]
+    alone = ["anyio", "asyncio", "timeout"]
     for plugins, mine, others in (
         ((), "aiobgw integrations _pytest_asyncio pytest_plugin", "True True"),
         (alone, "aiobgw integrations pytest_plugin", "False False"),
@@ -692,7 +693,7 @@ def test_test_processes_side_by_side_do_not_meet(project: pytest.Pytester) -> No
     project.makepyfile(test_it=TWICE)
     name = f"/dev/shm/{str(project.path).replace('/', '-')}"
     try:
-        result = run(project, "-W", "default", "--dist=each", "--tx=2*popen")
+        result = run(project, "-W", "default", "--dist=each", "--tx=2*popen", unused=())
         outcomes = result.parseoutcomes()
         assert (outcomes["passed"], outcomes["errors"]) == (6, 2)
         for worker in ("gw0", "gw1"):
@@ -716,7 +717,7 @@ def test_what_runs_in_workers_is_measured_with_the_two_patches(project: pytest.P
     )
     for patch, covered in (('patch = ["subprocess", "_exit"]', "100%"), ("", "33%")):
         project.makepyprojecttoml(f"[tool.coverage.run]\nparallel = true\n{patch}\n")
-        result = run(project, "--cov=work", "--cov-report=term")
+        result = run(project, "--cov=work", "--cov-report=term", unused=())
         assert result.parseoutcomes()["passed"] == 1
         result.stdout.fnmatch_lines([f"work.py *{covered}*"])
 
@@ -763,7 +764,7 @@ def test_the_readmes_snippet_runs_as_printed(project: pytest.Pytester) -> None:
     (project.path / "shop.py").write_text(shop)
     (project.path / "test_shop.py").write_text(tests)
     (project.path / "pyproject.toml").write_text(options)
-    result = run(project, "--cov=shop", "--cov-report=term")
+    result = run(project, "--cov=shop", "--cov-report=term", unused=())
     assert result.parseoutcomes()["passed"] == tests.count("def test_")
     # Of five statements; a worker may be ended before it comes to the last one.
     assert re.search(r"^shop\.py +5 +[01] ", result.stdout.str(), re.MULTILINE)
