@@ -262,18 +262,16 @@ def _names_of(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
 
 
 def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
-    from ._pytest_leaks import Watch, make_ready
+    from ._pytest_leaks import Watch, make_ready, warn_of_unknown
 
     make_ready()
     watch = Watch()
     yield
     failed = request.node.stash.get(_failed, False)
     session = request.config.stash.get(_session_maker, None)
-    stay = session.epochs() if session is not None else ()
+    stay = session.static_workers() if session is not None else {}
     left = watch.left(look_at_descriptors=not failed, stay=stay)
-    if watch.unknown:
-        told = ", ".join(watch.unknown)
-        request.node.warn(pytest.PytestWarning(f"left behind by this test or by others: {told}"))
+    warn_of_unknown(request.node, watch.unknown)
     if left and failed:
         request.node.stash[_left] = "\n".join(left)  # its own failure stays the first thing shown
     elif left:
