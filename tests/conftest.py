@@ -1,19 +1,16 @@
-"""Fixtures for all tests.  The first one is the most important: nothing is left behind."""
+"""Fixtures for all tests.  Supervisors, and the look at what was left behind, are the plugin's."""
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 import aiobgw
+from aiobgw.integrations.pytest_plugin import MakeSupervisor as MakeSupervisor
 
 from . import procs
 
@@ -22,7 +19,6 @@ pytest_plugins = ["pytester"]
 SETTLE = 5.0
 
 procs.become_subreaper()
-uvloop.new_event_loop().close()  # libuv makes a pipe of its own, once for the process
 
 BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
@@ -36,69 +32,32 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def aiobgw_options() -> dict[str, Any]:
+    return {"name": "test"}
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Fail a test that leaves a process, a descriptor, or a file in /dev/shm behind."""
-    fds, processes, files = procs.open_fds(), procs.children(), _shared_memory()
+    """Reap the orphans that became ours, before the plugin looks at what was left behind."""
+    before = procs.children()
     yield
-    gc.collect()
-    left = _settled(processes)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    titles = [f"{pid}: {procs.title(pid)}" for pid in left]
-    assert not titles, f"processes left behind: {titles}"
-
-    after = procs.open_fds()
-    leaked = {fd: what for fd, what in after.items() if fds.get(fd) != what}
-    assert not leaked, f"descriptors left behind: {leaked}"
-    assert _shared_memory() <= files
+    _settle(before)
 
 
-def _shared_memory() -> set[str]:
-    """Return the shared memory of this machine, but that of PostgreSQL servers of others."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("PostgreSQL.")}
-
-
-def _settled(before: set[int]) -> set[int]:
-    """Reap orphans that became ours; return what still runs when it should be over."""
+def _settle(before: set[int]) -> None:
     give_up = time.monotonic() + SETTLE
     while True:
         procs.reap(procs.children() - before)
         left = {pid for pid in procs.children() - before if procs.is_alive(pid)}
         if not left or time.monotonic() > give_up:
-            return left
+            return
         procs.wait_dead(left, 0.5)
 
 
-MakeSupervisor = Callable[..., Awaitable[aiobgw.Supervisor]]
-
-
 @pytest.fixture
-async def make_supervisor(anyio_backend: Any) -> AsyncIterator[MakeSupervisor]:
-    """Start supervisors, which are shut down at the end of the test."""
-    made: list[aiobgw.Supervisor] = []
-
-    async def make(*specs: aiobgw.WorkerSpec, **options: Any) -> aiobgw.Supervisor:
-        options.setdefault("name", "test")
-        options.setdefault("spares", 0)
-        supervisor = aiobgw.Supervisor(**options)
-        for spec in specs:
-            supervisor.add(spec)
-        made.append(await supervisor.__aenter__())
-        return supervisor
-
-    yield make
-    for supervisor in made:
-        try:
-            await supervisor.shutdown(aiobgw.ShutdownMode.IMMEDIATE)
-        except aiobgw.SupervisorDied:
-            pass  # the test abandoned it
-    made.clear()  # pytest holds this function for longer, and an abandoned one its latches
-
-
-@pytest.fixture
-async def supervisor(make_supervisor: MakeSupervisor) -> aiobgw.Supervisor:
-    return await make_supervisor()
+def supervisor(aiobgw_supervisor: aiobgw.Supervisor) -> aiobgw.Supervisor:
+    return aiobgw_supervisor
 
 
 @pytest.fixture

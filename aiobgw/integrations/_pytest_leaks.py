@@ -8,12 +8,17 @@ shared memory that another process may have made is left alone.  Each step has a
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TypeVar
+
+import pytest
 
 from .._supervisor import census
 from .._supervisor.core import Core
@@ -27,17 +32,43 @@ SETTLE_DESCRIPTORS = 0.5
 SHARED_MEMORY = "/dev/shm"
 
 T = TypeVar("T")
-_ready = False
+_directory: int | None = None
 
 
 def make_ready() -> None:
-    """Have libuv make the pipe that it makes once in a process, before it looks like a leak."""
-    global _ready
-    if not _ready and find_spec("uvloop") is not None:
+    """Open what stays open for as long as this process lives, before it looks like a leak.
+
+    libuv makes a pipe once in a process.  And the directory of shared memory is locked, with all
+    others who look for leaks in it: who is alone there knows whose a file is that nobody holds.
+    """
+    global _directory
+    if _directory is not None:
+        return
+    if find_spec("uvloop") is not None:
         import uvloop
 
         uvloop.new_event_loop().close()
-    _ready = True
+    try:
+        _directory = os.open(SHARED_MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        _directory = -1  # there is no shared memory here
+    else:
+        fcntl.flock(_directory, fcntl.LOCK_SH)
+
+
+def _is_alone() -> bool:
+    """Tell whether no other test process looks for leaks; tests of one suite always may."""
+    if os.environ.get("PYTEST_XDIST_WORKER") or _directory is None:
+        return False
+    try:
+        fcntl.flock(_directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        # A failed conversion has lost the shared lock, too.  Race: who takes the other kind in
+        # between lets it go at once, so that this does not wait for long.
+        fcntl.flock(_directory, fcntl.LOCK_SH)
 
 
 class Watch:
@@ -50,15 +81,20 @@ class Watch:
         self._descriptors = open_descriptors()
         self.unknown: list[str] = []
 
-    def left(self, *, look_at_descriptors: bool = True, stay: Iterable[int] = ()) -> list[str]:
+    def left(
+        self,
+        *,
+        look_at_descriptors: bool = True,
+        stay: Mapping[int, set[int]] = MappingProxyType({}),
+    ) -> list[str]:
         """Return a line for each thing that was left behind; for what cannot be attributed, in
         ``unknown``.
 
-        *stay*: the epochs of supervisors that go on.  A failed test's descriptors are better not
-        looked at: its traceback holds its variables.
+        *stay*: supervisors that go on, by epoch, with the generations of their workers that do.
+        A failed test's descriptors are better not looked at: its traceback holds its variables.
         """
-        for epoch in stay:
-            self._workers.setdefault(epoch, set())
+        for epoch, generations in stay.items():
+            self._workers.setdefault(epoch, generations)
         lines = [*self._end_supervisors(), *self._end_workers(), *self._end_processes()]
         if look_at_descriptors:
             lines += self._name_descriptors()
@@ -149,6 +185,15 @@ class Watch:
         return [line for name in sorted(ours) if (line := _unlink(name))]
 
 
+def warn_of_unknown(node: pytest.Item, unknown: list[str]) -> None:
+    """Warn, whatever the filters say: nobody knows whether it is this test's fault."""
+    if unknown:
+        told = f"left behind by this test or by others: {', '.join(unknown)}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            node.warn(pytest.PytestWarning(told))
+
+
 def _generations(core: Core) -> set[int]:
     return {worker.generation for worker in core.registry.all()}
 
@@ -229,7 +274,7 @@ def _by_holder(names: set[str]) -> tuple[set[str], set[str]]:
     """Return what this test left behind, and what it may have left behind.
 
     What a stranger has open or mapped is the stranger's, and what a worker that goes on has is
-    that worker's.  What nobody has may be of another test process, if there are any.
+    that worker's.  What nobody has may be of another test process, if there is one.
     """
     if not names:
         return set(), set()
@@ -242,10 +287,9 @@ def _by_holder(names: set[str]) -> tuple[set[str], set[str]]:
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         held = _held(pid, names)
         (mine if pid in ours else others).update(held)
-    unheld = names - mine - others
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        return mine - others, unheld
-    return names - others, set()
+    if _is_alone():
+        return names - others, set()
+    return mine - others, names - mine - others
 
 
 def _held(pid: int, names: set[str]) -> set[str]:

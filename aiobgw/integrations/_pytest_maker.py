@@ -44,6 +44,7 @@ class Maker:
         self._options = options
         self._numbers = 0
         self._made: list[tuple[Supervisor, asyncio.AbstractEventLoop]] = []
+        self._static: dict[int, set[int]] = {}
         self._records: list[Record] = []
 
     async def make(self, *specs: WorkerSpec, **options: Any) -> Supervisor:
@@ -58,6 +59,7 @@ class Maker:
             supervisor.add(spec)
         await supervisor.__aenter__()
         self._made.append((supervisor, asyncio.get_running_loop()))
+        self._static[supervisor.epoch] = {one.generation for one in supervisor.handles()}
         self._records.append(record)
         return supervisor
 
@@ -88,8 +90,9 @@ class Maker:
         self.all_was_told()
         return "\n".join(filter(None, texts))
 
-    def epochs(self) -> list[int]:
-        return [supervisor.epoch for supervisor, _ in self._made]
+    def static_workers(self) -> dict[int, set[int]]:
+        """Return the generations of the workers that came with each supervisor, by its epoch."""
+        return self._static
 
     def close(self) -> list[SupervisorFailed]:
         """End them all; return why some have given up of which nobody was told."""
@@ -101,6 +104,8 @@ class Maker:
             failures = [census.unheard_failure(supervisor) for supervisor, _ in made]
             for supervisor, _ in made:
                 census.end(census.core_of(supervisor))  # whoever is still there
+            for record in self._records:
+                record.close()
         return [failure for failure in failures if failure is not None]
 
 

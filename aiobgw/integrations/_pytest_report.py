@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from .._supervisor import census
+from .._supervisor.core import Core
 from .._supervisor.supervisor import Supervisor
 from ..status import Event, Exited, ExitStatus, WorkerEvent, WorkerState, WorkerStatus
 
@@ -79,10 +80,11 @@ class Record:
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self._core = census.core_of(supervisor)
+        self._name = supervisor.name
+        self._core: Core | None = census.core_of(supervisor)
         self._stories: dict[int, _Story] = {}
         self._left_out = 0
+        self._end: list[str] = []
         self._core.news.add(self)
 
     def push(self, event: Event) -> None:
@@ -115,19 +117,31 @@ class Record:
             story.all_was_told()
 
     def _look(self) -> None:
-        for worker in self._core.registry.all():
+        for worker in self._core.registry.all() if self._core is not None else ():
             self._story(worker.status())
+
+    def close(self) -> None:
+        """Let go of the supervisor: what it refers to would outlive its test."""
+        self._look()
+        self._end = self._head()
+        self._core = None
+
+    def _head(self) -> list[str]:
+        if self._core is None:
+            return self._end
+        lines = [f"supervisor {self._name!r}: {self._core.stage.value}"]
+        if self._core.failure is not None:
+            lines.append(f"  it gave up: {self._core.failure}")
+        return lines
 
     def text(self, telling: Telling) -> str:
         """Return what is known; "" if there is nothing of what is to be told."""
         self._look()
-        lines = [f"supervisor {self._supervisor.name!r}: {self._core.stage.value}"]
         stories = [story for story in self._stories.values() if story.is_for(telling)]
         if telling is not Telling.ALL and not stories:
             return ""
-        if telling is Telling.ALL:
-            lines += [f"  {self._left_out} more workers, not shown"] * bool(self._left_out)
+        lines = list(self._head())
+        if telling is Telling.ALL and self._left_out:
+            lines.append(f"  {self._left_out} more workers, not shown")
         lines += [line for story in stories for line in story.lines(telling)] or ["  no workers"]
-        if self._core.failure is not None:
-            lines.append(f"  it gave up: {self._core.failure}")
         return "\n".join(lines)

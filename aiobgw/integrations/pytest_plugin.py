@@ -274,13 +274,13 @@ def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _tell_what_is_left(request: pytest.FixtureRequest, watch: Watch) -> None:
+    from ._pytest_leaks import warn_of_unknown
+
     failed = request.node.stash.get(_failed, False)
     session = request.config.stash.get(_session_maker, None)
-    stay = session.epochs() if session is not None else ()
+    stay = session.static_workers() if session is not None else {}
     left = watch.left(look_at_descriptors=not failed, stay=stay)
-    if watch.unknown:
-        told = ", ".join(watch.unknown)
-        request.node.warn(pytest.PytestWarning(f"left behind by this test or by others: {told}"))
+    warn_of_unknown(request.node, watch.unknown)
     if left and failed:
         request.node.stash[_left] = "\n".join(left)  # its own failure stays the first thing shown
     elif left:

@@ -79,6 +79,7 @@ async def test_a_client_attaches_by_path_and_by_name(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
+    monkeypatch.delenv("AIOBGW_RUNTIME_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     supervisor = await make_supervisor(name=name_of_its_own, runtime_dir=True)
     base = Path("/run") if os.geteuid() == 0 else tmp_path

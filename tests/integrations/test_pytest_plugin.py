@@ -19,6 +19,7 @@ from .. import procs
 from ..conftest import MakeSupervisor, NewLatch
 
 RUN = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+UNUSED = ("-p", "no:faker", "-p", "no:xdist", "-p", "no:pytest_cov")  # half of a start
 INI = """
 [pytest]
 asyncio_default_fixture_loop_scope = function
@@ -40,11 +41,14 @@ def nap(path):
         write(path, "ended in order")
         raise
 
-async def napping(start, path):
-    handle = await start(nap, path)
+async def is_there(path):
     async with asyncio.timeout(30):
         while not os.path.exists(path):
             await asyncio.sleep(0.01)
+
+async def napping(start, path):
+    handle = await start(nap, path)
+    await is_there(path)
     return handle
 
 def say(text, stream="stdout"):
@@ -54,9 +58,7 @@ def say(text, stream="stdout"):
 
 async def said(start, *args):
     handle = await start(say, *args)
-    async with asyncio.timeout(30):
-        while not os.path.exists("said"):
-            await asyncio.sleep(0.01)
+    await is_there("said")
     os.remove("said")
     return handle
 
@@ -68,20 +70,22 @@ def fail(text, when=""):
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with a module for workers, shop.py."""
+    for name in ("PYTHONUNBUFFERED", "PYTEST_XDIST_WORKER", "AIOBGW_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
     pytester.makefile(".ini", pytest=INI)
     pytester.makepyfile(shop=SHOP)
     return pytester
 
 
-def run(project: pytest.Pytester, *args: str) -> pytest.RunResult:
-    return project.run(*RUN, *args, timeout=60)
+def run(project: pytest.Pytester, *args: str, unused: tuple[str, ...] = UNUSED) -> pytest.RunResult:
+    return project.run(*RUN, *unused, *args, timeout=60)
 
 
 def start(project: pytest.Pytester, *args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*RUN, *args], cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*RUN, *UNUSED, *args], cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
@@ -115,7 +119,7 @@ def test_a_project_that_does_not_use_it_is_told_nothing_and_imports_nothing(
             print("OTHERS", "pytest_asyncio" in sys.modules, "asyncio" in sys.modules)
     """)
     project.makepyfile(test_sync="def test_it(): pass")
-    alone = ["anyio", "asyncio", "xdist", "timeout", "Faker", "pytest_cov"]
+    alone = ["anyio", "asyncio", "timeout"]
     for plugins, mine, others in (
         ((), "aiobgw integrations _pytest_asyncio pytest_plugin", "True True"),
         (alone, "aiobgw integrations pytest_plugin", "False False"),
@@ -164,6 +168,7 @@ async def test_supervisors(make_supervisor, mine):
     assert len({one.name for one in made}) == 4
     async with aiobgw.attach(second.name) as client:
         assert client.epoch == second.epoch
+    shop.write("directories", os.environ["AIOBGW_RUNTIME_DIR"])
     second.abandon()
     await third.shutdown()
 
@@ -172,7 +177,10 @@ async def test_the_session_begins(
     aiobgw_session_worker, make_session_supervisor, aiobgw_worker, request
 ):
     handle = await shop.napping(aiobgw_session_worker, f"{request.node.name}.worker")
-    await make_session_supervisor(name="shop", runtime_dir=True)
+    nap = aiobgw.WorkerSpec(name="nap", target=shop.nap, args=("session.worker",))
+    supervisor = await make_session_supervisor(nap, name="shop", runtime_dir=True)
+    await shop.is_there("session.worker")
+    shop.write("directories", os.environ["AIOBGW_RUNTIME_DIR"])
     await aiobgw_worker("time:sleep", 3600)
     handle.terminate()
     await handle
@@ -237,10 +245,10 @@ async def mine(make_supervisor):
 @pytest.mark.parametrize(
     ("runner", "args", "tests", "workers"),
     [
-        (f"{ASYNCIO}\nasync_test = pytest.mark.asyncio\n", (), 8, 5),
-        (f"{ASYNCIO}\nasync_test = lambda test: test\n", ("--asyncio-mode=auto",), 8, 5),
-        (f"UVLOOP = False\n{ANYIO}", (), 6, 3),
-        (f"UVLOOP = True\n{ANYIO}", (), 6, 3),
+        (f"{ASYNCIO}\nasync_test = pytest.mark.asyncio\n", (), 8, 6),
+        (f"{ASYNCIO}\nasync_test = lambda test: test\n", ("--asyncio-mode=auto",), 8, 6),
+        (f"UVLOOP = False\n{ANYIO}", (), 6, 4),
+        (f"UVLOOP = True\n{ANYIO}", (), 6, 4),
     ],
     ids=["strict", "auto", "anyio", "uvloop"],
 )
@@ -254,6 +262,9 @@ def test_the_fixtures_end_their_workers_in_order_in_the_loop_of_the_test(
     assert {tuple(rest) for _, *rest in said.values()} == {("ended in order",)}
     assert not procs.wait_dead({int(pid) for pid, *_ in said.values()})
     assert "ended in order" not in lines(project.path / "abandoned")
+    directories = lines(project.path / "directories")
+    assert len(set(directories)) == 2
+    assert not any(map(os.path.exists, directories))
 
 
 def test_who_cannot_have_a_supervisor_is_told_why(project: pytest.Pytester) -> None:
@@ -302,7 +313,7 @@ def test_who_cannot_have_a_supervisor_is_told_why(project: pytest.Pytester) -> N
 # What is left behind.
 
 LEAKS = """
-import asyncio, multiprocessing, os, subprocess, sys
+import asyncio, gc, multiprocessing, os, subprocess, sys
 from multiprocessing.shared_memory import SharedMemory
 import pytest, aiobgw, shop
 
@@ -352,9 +363,8 @@ def test_descriptor():
 
 @pytest.mark.aiobgw
 def test_shared_memory():
-    shared = SharedMemory(create=True, size=10)
-    shop.write("files", shared.name)
-    shared.close()
+    kept.append(SharedMemory(create=True, size=10))
+    shop.write("files", kept[-1].name)
 
 @pytest.mark.aiobgw
 def test_what_multiprocessing_keeps_does_not_count():
@@ -369,6 +379,7 @@ def test_what_multiprocessing_keeps_does_not_count():
 
 @pytest.mark.aiobgw
 def test_what_is_in_a_cycle_does_not_count():
+    gc.disable()
     cycle = [open(os.devnull)]
     cycle.append(cycle)
 
@@ -421,42 +432,51 @@ def test_which_tests_are_looked_at_is_configured(project: pytest.Pytester) -> No
 
 
 STRANGER = """
-import os, sys
+import fcntl, os, sys
 from aiobgw.integrations import _pytest_leaks as leaks
 from aiobgw.integrations import _pytest_processes as processes
-name, pid = sys.argv[1], int(sys.argv[2])
+
+leaks.SHARED_MEMORY, pid = sys.argv[1], int(sys.argv[2])
+leaks.make_ready()
+
 def look():
-    mine, unknown = leaks._by_holder({name})
+    mine, unknown = leaks._by_holder({"file"})
     print(*mine, "|", *unknown, flush=True)
     input()
+
+look()
 look()
 os.environ["PYTEST_XDIST_WORKER"] = "gw0"
 look()
-file = open(f"/dev/shm/{name}")
+del os.environ["PYTEST_XDIST_WORKER"]
+other = os.open(leaks.SHARED_MEMORY, os.O_RDONLY)
+fcntl.flock(other, fcntl.LOCK_SH)
+look()
+file = open(f"{leaks.SHARED_MEMORY}/file")
 look()
 print(processes.kill([pid]), pid in processes.descendants())
 """
 
 
 def test_what_may_be_a_strangers_is_left_alone(tmp_path: Path) -> None:
-    """A file that a stranger holds is the stranger's; one that nobody holds may be, with xdist."""
-    name = f"aiobgw-{os.getpid()}"
-    path = Path(f"/dev/shm/{name}")
+    """A file that a stranger holds is the stranger's; one that nobody holds may be.
+
+    In this order: held by us, by nobody, by nobody under xdist, by nobody while another test
+    process looks for leaks, by the one who asks.
+    """
     said = []
     with subprocess.Popen(["sleep", "3600"]) as stranger:
-        ours = path.open("w")
-        looking = procs.start_script(STRANGER, name, str(stranger.pid))
-        assert looking.stdout is not None and looking.stdin is not None
-        with looking:
-            for step in range(4):
+        ours = (tmp_path / "file").open("w")
+        with procs.start_script(STRANGER, str(tmp_path), str(stranger.pid)) as looking:
+            assert looking.stdout is not None and looking.stdin is not None
+            for _ in range(5):
                 said.append(looking.stdout.readline().strip())
                 ours.close()
-                if step < 3:
-                    print(file=looking.stdin, flush=True)
-        path.unlink()
+                print(file=looking.stdin, flush=True)
+            said.append(looking.stdout.readline().strip())
         assert stranger.poll() is None
         stranger.kill()
-    assert said == ["|", f"| {name}", f"{name} |", "set() False"]
+    assert said == ["|", "file |", "| file", "| file", "file |", "set() False"]
 
 
 # Failure reports.
@@ -569,8 +589,7 @@ async def test_cancelled(aiobgw_worker):
 async def test_stubborn(aiobgw_worker):
     command = ["sh", "-c", "trap '' TERM; echo $$ > stubborn; while :; do sleep 3600; done"]
     await aiobgw_worker(command=command, stop_timeout=0.1)
-    while not os.path.exists("stubborn"):
-        await asyncio.sleep(0.01)
+    await shop.is_there("stubborn")
 
 async def gives_up(make_supervisor):
     supervisor = await make_supervisor(restart_after_crash=False)
@@ -657,9 +676,8 @@ me = os.environ["PYTEST_XDIST_WORKER"]
 
 async def meet(where):
     shop.write(f"{where}-{me}", "")
-    async with asyncio.timeout(30):
-        while not os.path.exists(f"{where}-gw0") or not os.path.exists(f"{where}-gw1"):
-            await asyncio.sleep(0.01)
+    for worker in ("gw0", "gw1"):
+        await shop.is_there(f"{where}-{worker}")
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_it(make_supervisor, aiobgw_supervisor):
@@ -692,7 +710,7 @@ def test_test_processes_side_by_side_do_not_meet(project: pytest.Pytester) -> No
     project.makepyfile(test_it=TWICE)
     name = f"/dev/shm/{str(project.path).replace('/', '-')}"
     try:
-        result = run(project, "-W", "default", "--dist=each", "--tx=2*popen")
+        result = run(project, "--dist=each", "--tx=2*popen", unused=())
         outcomes = result.parseoutcomes()
         assert (outcomes["passed"], outcomes["errors"]) == (6, 2)
         for worker in ("gw0", "gw1"):
@@ -716,7 +734,7 @@ def test_what_runs_in_workers_is_measured_with_the_two_patches(project: pytest.P
     )
     for patch, covered in (('patch = ["subprocess", "_exit"]', "100%"), ("", "33%")):
         project.makepyprojecttoml(f"[tool.coverage.run]\nparallel = true\n{patch}\n")
-        result = run(project, "--cov=work", "--cov-report=term")
+        result = run(project, "--cov=work", "--cov-report=term", unused=())
         assert result.parseoutcomes()["passed"] == 1
         result.stdout.fnmatch_lines([f"work.py *{covered}*"])
 
@@ -763,7 +781,7 @@ def test_the_readmes_snippet_runs_as_printed(project: pytest.Pytester) -> None:
     (project.path / "shop.py").write_text(shop)
     (project.path / "test_shop.py").write_text(tests)
     (project.path / "pyproject.toml").write_text(options)
-    result = run(project, "--cov=shop", "--cov-report=term")
+    result = run(project, "--cov=shop", "--cov-report=term", unused=())
     assert result.parseoutcomes()["passed"] == tests.count("def test_")
     # Of five statements; a worker may be ended before it comes to the last one.
     assert re.search(r"^shop\.py +5 +[01] ", result.stdout.str(), re.MULTILINE)
