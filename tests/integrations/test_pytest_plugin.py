@@ -772,16 +772,17 @@ def test_a_supervisors_name_is_made_of_the_tests(monkeypatch: pytest.MonkeyPatch
     assert aiobgw.Settings(name=name).name == name
 
 
-def test_the_readmes_snippet_runs_as_printed(project: pytest.Pytester) -> None:
+def test_the_readmes_snippets_run_as_printed(project: pytest.Pytester) -> None:
     text = (procs.ROOT / "README.md").read_text()
     section = text.partition("## In your tests\n")[2].partition("\n## ")[0]
-    shop, tests = re.findall(r"```py\n(.*?)```", section, re.DOTALL)
+    shop, tests, rules = re.findall(r"```py\n(.*?)```", section, re.DOTALL)
     [options] = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
     Path(project.path / "pytest.ini").unlink()
     (project.path / "shop.py").write_text(shop)
     (project.path / "test_shop.py").write_text(tests)
+    (project.path / "test_rules.py").write_text(rules)
     (project.path / "pyproject.toml").write_text(options)
     result = run(project, "--cov=shop", "--cov-report=term", unused=())
-    assert result.parseoutcomes()["passed"] == tests.count("def test_")
+    assert result.parseoutcomes()["passed"] == (tests + rules).count("def test_")
     # Of five statements; a worker may be ended before it comes to the last one.
     assert re.search(r"^shop\.py +5 +[01] ", result.stdout.str(), re.MULTILINE)
