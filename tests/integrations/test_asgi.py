@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fastapi
 import pytest
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 import aiobgw
 from aiobgw import Phase, WorkerSpec
@@ -126,6 +128,7 @@ def test_workers_run_once_per_host_whichever_server_process_is_killed(
 def test_a_start_that_fails_ends_the_server_with_its_reason(tmp_path: Path) -> None:
     source = """
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 from aiobgw.integrations.asgi import lifespan
 from aiobgw.integrations.serving import Serving
 app = Starlette(lifespan=lifespan(name="bad", runtime_dir="./run", preload=["no_such_module"]))
@@ -190,10 +193,20 @@ async def test_nobody_looks_for_a_listening_socket_after_the_end(
     assert len(closed) == 1
 
 
+@pytest.mark.anyio
+async def test_the_lifespan_of_a_router_starts_workers_too(tmp_path: Path) -> None:
+    """A worker started in a router's lifespan never started: getzep/graphiti#1178."""
+    router = fastapi.APIRouter(lifespan=make(tmp_path))
+    app = fastapi.FastAPI()
+    app.include_router(router)
+    async with app.router.lifespan_context(app):
+        await app.state.supervisor.advance(Phase.RUNNING)
+        await app.state.supervisor.get("worker").wait_for_startup()
+
+
 def test_with_a_test_client_the_last_gate_opens_when_it_is_told_to(tmp_path: Path) -> None:
-    testclient = pytest.importorskip("starlette.testclient", exc_type=ImportError)
     app = Starlette(lifespan=make(tmp_path))
-    with testclient.TestClient(app) as client:
+    with TestClient(app) as client:
         client.portal.call(app.state.supervisor.advance, Phase.RUNNING)
         handle = client.portal.call(app.state.supervisor.register, spec())
         client.portal.call(handle.wait_for_startup)
