@@ -17,6 +17,7 @@ import aiobgw
 from aiobgw import ExitKind, Restart, testing
 
 from .. import procs
+from ..client_targets import until
 from ..conftest import MakeSupervisor, NewLatch
 from . import fault_targets
 
@@ -81,11 +82,9 @@ async def test_it_does_what_it_is_told_and_answers(
         registered = supervisor._core.registry.newest("scripted")
         assert registered is not None
         registered.ready = False  # as a spec will ask for it
-        events = supervisor.events()
+        assert not handle.status().ready
         await incarnation.ready()
-        async for event in events:
-            if isinstance(event, aiobgw.Ready):
-                break
+        await until(lambda: handle.status().ready)
 
         before = _resident(incarnation.pid)
         await incarnation.allocate(32 << 20)
