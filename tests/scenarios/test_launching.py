@@ -111,26 +111,26 @@ def _outputs() -> list[str]:
 
 
 async def test_a_worker_imports_neither_the_supervisor_nor_what_it_does_not_need(
-    make_supervisor: MakeSupervisor, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    supervisor = await make_supervisor(preload_asyncio=False)
-    (await run(supervisor, target=targets.modules, args=(str(tmp_path / "lean"),))).check()
-    found = set((tmp_path / "lean").read_text().split())
+    out = tmp_path / "lean"
+    async with aiobgw.Supervisor(name="test", preload_asyncio=False, spares=0) as supervisor:
+        (await run(supervisor, target=targets.modules, args=(str(out),))).check()
+    found = set(out.read_text().split())
     ours = {name for name in found if name.startswith("aiobgw.")}
     assert not {name for name in ours if "_supervisor" in name or "_policy" in name}
     assert not found & {"aiohttp", "click", "msgspec", "uvloop", "psutil", "setproctitle"}
 
 
-async def test_a_lean_plain_worker_imports_no_asyncio(
-    make_supervisor: MakeSupervisor, tmp_path: Path
-) -> None:
-    supervisor = await make_supervisor(preload_asyncio=False)
+async def test_a_lean_plain_worker_imports_no_asyncio(tmp_path: Path) -> None:
     out = tmp_path / "lean"
     code = "import sys; open(sys.argv[-1], 'w').write(' '.join(sys.modules))"
     spec = WorkerSpec(
         name="lean", target="builtins:exec", args=(code.replace("sys.argv[-1]", repr(str(out))),)
     )
-    exit = await (await supervisor.register(spec))
+    # Not the fixtures' supervisor, which preloads what tests need.
+    async with aiobgw.Supervisor(name="test", preload_asyncio=False, spares=0) as supervisor:
+        exit = await (await supervisor.register(spec))
     assert exit is not None
     exit.check()
     found = set(out.read_text().split())

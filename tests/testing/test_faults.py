@@ -486,28 +486,31 @@ while True:
 
 
 async def test_who_cannot_help_is_told_so_and_lives_on(
-    make_supervisor: MakeSupervisor, tmp_path: Path
+    supervisor: aiobgw.Supervisor, tmp_path: Path
 ) -> None:
     up = tmp_path / "up"
-    without = await make_supervisor(name="without")
-    with_it = await make_supervisor(name="with", preload=(INSIDE,))
     catcher = [sys.executable, "-c", CATCHES_ALL, str(up)]
-    handles = [
-        await without.register(WorkerSpec(name="w", target=targets.sleep)),
-        await with_it.register(WorkerSpec(name="w", command=["sleep", "60"])),
-        await with_it.register(WorkerSpec(name="w", command=catcher)),
-    ]
-    await until(up.exists)
-    for handle in handles:
-        before = await handle.wait_for_startup()
-        for fault in ALL[4:]:
-            with pytest.raises(Unsupported, match=f"a command, or .* without {INSIDE}") as caught:
-                fault(handle)
-            assert f'preload=("{INSIDE}",)' in caught.value.__notes__[0]
-        assert handle.status() == before
-        assert procs.is_alive(before.pid or 0)
-        testing.kill(handle)
-        assert (await handle.wait_for_exit()).signal == signal.SIGKILL
+    async with aiobgw.Supervisor(name="without", spares=0) as without:  # not the fixtures'
+        handles = [
+            await without.register(WorkerSpec(name="w", target=targets.sleep)),
+            await supervisor.register(WorkerSpec(name="w", command=["sleep", "60"])),
+            await supervisor.register(WorkerSpec(name="w", command=catcher)),
+        ]
+        await until(up.exists)
+        for handle in handles:
+            await check_cannot_help(handle)
+
+
+async def check_cannot_help(handle: aiobgw.WorkerHandle) -> None:
+    before = await handle.wait_for_startup()
+    for fault in ALL[4:]:
+        with pytest.raises(Unsupported, match=f"a command, or .* without {INSIDE}") as caught:
+            fault(handle)
+        assert f'preload=("{INSIDE}",)' in caught.value.__notes__[0]
+    assert handle.status() == before
+    assert procs.is_alive(before.pid or 0)
+    testing.kill(handle)
+    assert (await handle.wait_for_exit()).signal == signal.SIGKILL
 
 
 # Memory.
