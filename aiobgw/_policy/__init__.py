@@ -4,7 +4,7 @@ Everything here is a function of its arguments, over one worker's ``Life``, the 
 ``Situation`` and the time that the caller read.  ``plan`` returns the next Life and the
 actions that lead there; the supervisor carries them out (``_supervisor.effects``), and what
 was begun comes back as an event.  So the rules are tested as truth tables, and as seeded
-histories that never start a process.
+histories that never start a process.  ``clock`` is the seam at which tests replace the time.
 
 Invariants, which those histories check: a slot is freed once; no launch follows a terminate,
 or the beginning of a stop; the incarnation only grows; every history ends in STOPPED when

@@ -3,7 +3,8 @@
 Supervisor side: ``launcher`` (the queue, forks, spares), ``children`` (what they say, how they
 end), ``child`` (one of them: channel, pidfd, status), ``keeper`` (has a zygote, always),
 ``zygote`` (the process that forks), ``watcher`` (one epoll for everything), ``events`` (what is
-told), ``probe`` (what this machine can do).  Zygote side: ``zygote_main``, ``held``.
+told), ``probe`` (what this machine can do), ``seam`` (what a supervisor wants of a launcher, and
+tests replace).  Zygote side: ``zygote_main``, ``held``.
 Child side: ``spare``.  ``exits`` and ``lifeline`` are the two kernel mechanisms that
 everything rests on.
 

@@ -3,7 +3,7 @@
 ``loop`` gathers what happened, has the rules (``_policy``) decide, and ``effects`` perform what
 they decided; ``registry`` is the private truth, from which the board is written; ``supervisor``
 is the public face; ``starting`` and ``closing`` are how it comes and goes; ``cycle`` takes members
-through a crash.
+through a crash; ``census`` knows what open supervisors hold, for tests that look for leaks.
 
 What others reach is ``outside``: the board; ``instance`` (the runtime directory and its lock);
 ``control`` (who connects), ``access`` (who may what), ``peers`` (what each may ask), ``outbox``

@@ -6,6 +6,10 @@ waiting.  ``faults`` does to a real process what happens to processes; what has 
 inside of it is done by ``inside``, which is preloaded.  With ``script`` a test talks to workers
 that run ``scripted``.  Nothing of this is imported by a supervisor or a worker that was not
 asked for it.
+
+A package, not the one module of the design: what runs in workers (``inside``, ``scripted``, ``wire``)
+must not bring along what runs in tests.  A stop of a supervisor goes on also while its clock
+stands still: it always ends.
 """
 
 from __future__ import annotations
