@@ -7,9 +7,9 @@ inside of it is done by ``inside``, which is preloaded.  With ``script`` a test 
 that run ``scripted``.  Nothing of this is imported by a supervisor or a worker that was not
 asked for it.
 
-A package, not the one module of the design: what runs in workers (``inside``, ``scripted``, ``wire``)
-must not bring along what runs in tests.  A stop of a supervisor goes on also while its clock
-stands still: it always ends.
+A package, not the one module of the design: what runs in workers (``inside``, ``scripted``,
+``wire``) must not bring along what runs in tests.  A stop of a supervisor goes on also while its
+clock stands still: it always ends.
 """
 
 from __future__ import annotations
