@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -369,6 +370,38 @@ async def test_a_worker_of_another_user_obeys_root(
     await until(lambda: handle.status().state is WorkerState.RUNNING)
     testing.exit_with(handle, 3)
     assert (await handle.wait_for_exit()).code == 3
+
+
+COMMANDS = """
+import os, pickle, socket, sys
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    listener.bind("\\0aiobgw/fault/" + sys.argv[1])
+    listener.listen()
+    print("listens", flush=True)
+    end, _ = listener.accept()
+    with end:
+        try:
+            end.send(pickle.dumps(("exit_with", 3)))
+            print(end.recv(100))
+        except ConnectionError:
+            print(b"")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+async def test_a_worker_obeys_no_other_user_than_root_and_its_own(
+    supervisor: aiobgw.Supervisor, script: testing.Script
+) -> None:
+    for handle, incarnation in await one_of_each(supervisor, script):
+        stranger = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", COMMANDS, str(incarnation.pid), stdout=subprocess.PIPE
+        )
+        assert stranger.stdout is not None
+        assert await stranger.stdout.readline() == b"listens\n"
+        handle.signal(wire.FAULT_SIGNAL)
+        assert (await stranger.communicate())[0] == b"b''\n"
+        assert await answers(incarnation)
 
 
 # Who cannot be hit.
