@@ -43,7 +43,7 @@ def nap(path):
 
 async def is_there(path):
     async with asyncio.timeout(30):
-        while not os.path.exists(path):
+        while not os.path.exists(path) or not os.path.getsize(path):
             await asyncio.sleep(0.01)
 
 async def napping(start, path):
