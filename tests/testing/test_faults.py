@@ -302,6 +302,22 @@ async def test_what_is_not_taken_in_time_never_happens(
                 assert await answers(incarnation)
 
 
+async def test_a_signal_that_python_has_overlooked_is_sent_again(
+    supervisor: aiobgw.Supervisor, script: testing.Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, _ = await started(supervisor, script)
+    send, sent = Process.send, []
+
+    def overlook_some(self: Process, signum: int) -> None:
+        sent.append(signum)
+        if len(sent) > 2:
+            send(self, signum)
+
+    monkeypatch.setattr(Process, "send", overlook_some)
+    testing.exit_with(handle, 3)
+    assert (await handle.wait_for_exit()).code == 3
+
+
 async def test_c_code_is_not_interrupted(
     supervisor: aiobgw.Supervisor, script: testing.Script
 ) -> None:
