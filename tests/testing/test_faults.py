@@ -484,7 +484,8 @@ async def test_who_is_starting_can_be_killed_but_not_asked(
     handle = await supervisor.register(
         WorkerSpec(name="w", target=targets.sleep, restart=Restart.NEVER)
     )
-    await until(lambda: handle.status().pid is not None)
+    # Once it has its order: without it, it would be replaced as if nothing had been.
+    await until(lambda: "worker w" in procs.title(handle.status().pid or 0))
     assert handle.status().state is WorkerState.STARTING
     check_unhittable(handle, "it has not started", ALL[4:])
     testing.kill(handle)
