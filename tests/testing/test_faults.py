@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import select
 import signal
 import socket
@@ -273,7 +274,7 @@ async def test_what_cannot_cross_is_refused_and_hurts_nobody(
     handle, incarnation = await started(supervisor, script)
     with pytest.raises(ValueError, match="cannot unpickle it: ValueError: invalid literal"):
         testing.raise_in(handle, fault_targets.Untakeable())
-    with pytest.raises((AttributeError, TypeError), match="pickle"):
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
         testing.raise_in(handle, LookupError(lambda: None))
     with pytest.raises(ValueError, match="bytes; 32768 are possible"):
         testing.raise_in(handle, LookupError("x" * 40_000))
