@@ -15,6 +15,7 @@ from . import wire
 from .process import Process, no_process
 
 PRELOAD = "aiobgw.testing.inside"
+AGAIN_AFTER = 0.05
 
 
 def order(process: Process, name: str, argument: object, timeout: float) -> None:
@@ -45,7 +46,6 @@ def ask(
     except OSError as error:
         raise RuntimeError(f"{process.name}: another fault is under way: {error}") from None
     with listener:
-        process.send(wire.FAULT_SIGNAL)
         channel = _accept(listener, process, give_up)
     try:
         if before is not None:
@@ -79,12 +79,19 @@ def _caught_signals(process: Process) -> int:
 
 
 def _accept(listener: socket.socket, process: Process, give_up: float) -> Channel:
-    """Wait until the worker has connected: the worker, and nobody else."""
-    while _wait(listener.fileno(), process, give_up):
-        connection, _ = listener.accept()
-        if peer_of(connection)[0] == process.pid:
-            return Channel(connection)
-        connection.close()
+    """Call the worker, until it has connected: the worker, and nobody else.
+
+    Race: Python runs no handler for a signal that comes right before a system call that waits,
+    until that call is over.  Another signal ends it.  A worker that has heard both finds nobody
+    the second time.
+    """
+    while time.monotonic() < give_up and not process.has_ended:
+        process.send(wire.FAULT_SIGNAL)
+        if _wait(listener.fileno(), process, min(give_up, time.monotonic() + AGAIN_AFTER)):
+            connection, _ = listener.accept()
+            if peer_of(connection)[0] == process.pid:
+                return Channel(connection)
+            connection.close()
     if process.has_ended:
         raise process.gone()
     raise _too_late(process)

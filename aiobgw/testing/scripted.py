@@ -14,18 +14,21 @@ so is the target.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from _pickle import dumps, loads
 from _signal import (
     SIG_BLOCK,
     SIG_IGN,
     SIG_SETMASK,
+    SIG_UNBLOCK,
     SIGHUP,
     SIGINT,
     SIGTERM,
     SIGUSR1,
     SIGUSR2,
     pthread_sigmask,
+    set_wakeup_fd,
 )
 from _signal import signal as set_handler
 
@@ -36,8 +39,9 @@ from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Self
 
 HANDLED = (SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, wire.FAULT_SIGNAL)
 LONGEST_SLEEP = 1000.0
@@ -48,33 +52,68 @@ _allocated: list[bytes] = []
 
 def run(address: str) -> None:
     """Carry out the requests of the test that listens at *address*."""
-    channel = _join(address)
-    while channel is not None:
-        request = _Request(channel, wire.receive(channel, block=True))
-        if request.is_last:
-            return
-        try:
-            value = request.perform()
-            if hasattr(value, "__await__"):
-                value.close()
-                raise TypeError("a plain target awaits nothing: script.spec(kind='async')")
-            request.answer(value)
-        except Exception as error:
-            request.refuse(error)
+    with _Signals() as signals:
+        channel = _join(address)
+        while channel is not None:
+            signals.wait_for(channel)
+            request = _Request(channel, wire.receive(channel))
+            if request.is_last:
+                return
+            try:
+                with _LetIn():
+                    value = request.perform()
+                if hasattr(value, "__await__"):
+                    value.close()
+                    raise TypeError("a plain target awaits nothing: script.spec(kind='async')")
+                request.answer(value)
+            except Exception as error:
+                _keep_out()  # it may have been raised by letting one in
+                request.refuse(error)
 
 
 async def run_async(address: str) -> None:
     """Carry out the requests of the test that listens at *address*, in the event loop."""
-    channel = _join(address)
-    while channel is not None:
-        request = _Request(channel, await wire.receive_async(channel))
-        if request.is_last:
-            return
+    _keep_out()
+    try:
+        channel = _join(address)
+        while channel is not None:
+            request = _Request(channel, await _receive(channel))
+            if request.is_last:
+                return
+            try:
+                with _LetIn():
+                    value = request.perform()
+                    if hasattr(value, "__await__"):
+                        value = await value
+                request.answer(value)
+            except Exception as error:
+                _keep_out()  # it may have been raised by letting one in
+                request.refuse(error)
+    finally:
+        _let_in()
+
+
+async def _receive(channel: Channel) -> bytes:
+    """Wait for the next message."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    while True:
         try:
-            value = request.perform()
-            request.answer(await value if hasattr(value, "__await__") else value)
-        except Exception as error:
-            request.refuse(error)
+            return wire.receive(channel)
+        except BlockingIOError:
+            arrived: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(channel.fd, _note, arrived)
+        try:
+            with _LetIn():
+                await arrived
+        finally:
+            loop.remove_reader(channel.fd)
+
+
+def _note(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
 
 
 def _join(address: str) -> Channel | None:
@@ -88,6 +127,61 @@ def _join(address: str) -> Channel | None:
     except ConnectionError:
         return None  # it is over, or does not hear this user
     return channel
+
+
+def _keep_out() -> None:
+    pthread_sigmask(SIG_BLOCK, (wire.FAULT_SIGNAL,))
+
+
+def _let_in() -> None:
+    pthread_sigmask(SIG_UNBLOCK, (wire.FAULT_SIGNAL,))
+
+
+class _LetIn:
+    """A block in which faults may raise an error.
+
+    Elsewhere it could be taken for an error of the channel, or come between an answer and the note
+    that it was given.
+
+    Ordering: what has come meanwhile is handled, and raised, by the call that changes the mask.
+    """
+
+    def __enter__(self) -> None:
+        _let_in()
+
+    def __exit__(self, *_: object) -> None:
+        _keep_out()
+
+
+class _Signals:
+    """Waits for messages such that every signal is handled at once.
+
+    Race: without a descriptor that a signal makes readable, one that comes right before the
+    wait would be handled after it.
+    """
+
+    def __enter__(self) -> Self:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        _keep_out()
+        return self
+
+    def wait_for(self, channel: Channel) -> None:
+        poll = select.poll()
+        poll.register(channel.fd, select.POLLIN)
+        poll.register(self._read, select.POLLIN)
+        ready = False
+        while not ready:
+            with _LetIn():
+                ready = any(fd == channel.fd for fd, _ in poll.poll())
+            if not ready:
+                os.read(self._read, 4096)
+
+    def __exit__(self, *_: object) -> None:
+        set_wakeup_fd(-1)
+        os.close(self._read)
+        os.close(self._write)
+        _let_in()
 
 
 class _Request:

@@ -20,7 +20,6 @@ from .._ipc.rundir import peer_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     import socket
 
 FAULT_SIGNAL = SIGRTMAX - 7
@@ -67,31 +66,9 @@ def connect(address: str) -> Channel | None:
     return None
 
 
-def receive(channel: Channel, *, block: bool = False) -> bytes:
+def receive(channel: Channel) -> bytes:
     """Return the next message, b"" at the peer's end; raises BlockingIOError if there is none."""
     try:
-        return channel.receive(block=block)[0]
+        return channel.receive()[0]
     except ConnectionResetError:
         return b""  # it went with something of ours unread
-
-
-async def receive_async(channel: Channel) -> bytes:
-    """Wait for the next message; cancelling it takes none."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            return receive(channel)
-        except BlockingIOError:
-            arrived: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(channel.fd, _note, arrived)
-        try:
-            await arrived
-        finally:
-            loop.remove_reader(channel.fd)
-
-
-def _note(arrived: asyncio.Future[None]) -> None:
-    if not arrived.done():
-        arrived.set_result(None)

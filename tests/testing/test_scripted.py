@@ -154,11 +154,28 @@ async def test_it_ends_as_it_is_told_and_the_next_incarnation_takes_over(
     with pytest.raises(ValueError, match="invalid literal"):
         await fourth.raise_(fault_targets.Untakeable())
     unanswered = fourth.call(f"{'time' if kind['kind'] == 'plain' else 'asyncio'}:sleep", 3600)
+    never_begun = fourth.exit(3)
     handle.terminate()
     assert (await ended(handle)).kind is ExitKind.TERMINATED
     with pytest.raises(ConnectionResetError):
         await unanswered
+    await never_begun  # it has ended: nothing is left to wait for
     assert [one.incarnation for one in (first, second, third, fourth)] == [1, 2, 3, 4]
+
+
+async def test_a_fault_between_two_requests_ends_it_whatever_it_is_doing(
+    make_supervisor: MakeSupervisor, script: testing.Script, kind: dict[str, Any]
+) -> None:
+    supervisor = await make_supervisor(preload=("aiobgw.testing.inside",))
+    again: dict[str, Any] = {"restart": Restart.ALWAYS, "restart_delay": 0}
+    handle, incarnation = await started(supervisor, script, **again, **kind)
+    for number in range(2, 20):
+        await incarnation.call(os.getpid)
+        testing.raise_in(handle, ConnectionResetError("not the channel's"))
+        exit = await handle.wait_for_exit()
+        assert exit.error is not None and "ConnectionResetError: not the channel's" in exit.error
+        incarnation = await script.wait_for_incarnation()
+        assert incarnation.incarnation == number
 
 
 async def test_it_stops_as_every_worker_does_unless_it_is_told_not_to(
