@@ -44,6 +44,14 @@ def say_up() -> None:
         latch.set()
 
 
+def hear_nothing() -> None:
+    """Wait in a thread that no SIGTERM comes to: another one takes it."""
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    say_up()
+    time.sleep(3600)
+
+
 def spin() -> None:
     """Stay in C for ever: no Python handler runs here."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

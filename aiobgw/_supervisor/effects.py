@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
@@ -14,7 +17,7 @@ from .._ipc import launch as protocol
 from .._policy import life as actions
 from .._policy import life as happenings
 from .._policy.life import Action, Happening
-from .._process.events import Order
+from .._process.events import Launch, Order
 from .._process.seam import LauncherSeam
 from ..settings import Settings
 from ..spec import Flags
@@ -24,6 +27,9 @@ from .registry import RegisteredWorker, Registry
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
+
+POKE_AFTER = 0.1
+POKES = 3
 
 log = logging.getLogger("aiobgw")
 
@@ -48,6 +54,7 @@ class Effects:
         self._launcher = launcher
         self._outside = outside
         self._begin_cycle = begin_cycle
+        self._pokes: deque[tuple[float, RegisteredWorker, Launch, int]] = deque()
 
     def perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
         """Carry out one action; return what it led to at once, if anything."""
@@ -115,8 +122,33 @@ class Effects:
                 worker.launch.kill_group()
             else:
                 worker.launch.signal(signum)
+                if worker.spec.command is None:
+                    self._poke_later(worker, worker.launch, POKES)
         except OSError as error:
             log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)
+
+    def _poke_later(self, worker: RegisteredWorker, launch: Launch, times: int) -> None:
+        """Have a wait of its main thread ended, if it still runs in a moment.
+
+        Race: a signal may come when that thread has let go of Python's lock, and has not
+        begun to wait; or another thread gets it.  Then it ends no wait, and Python's handler
+        runs only after it.
+        """
+        at = time.monotonic() + POKE_AFTER
+        self._pokes.append((at, worker, launch, times))
+        if not self._launcher.watcher.has_timer("poke"):
+            self._launcher.watcher.timer("poke", at, self._poke)
+
+    def _poke(self) -> None:
+        now = time.monotonic()
+        while self._pokes and self._pokes[0][0] <= now:
+            _, worker, launch, times = self._pokes.popleft()
+            if worker.launch is launch:
+                launch.signal(signal.SIGURG)
+                if times > 1:
+                    self._poke_later(worker, launch, times - 1)
+        if self._pokes:
+            self._launcher.watcher.timer("poke", self._pokes[0][0], self._poke)
 
     def _record_unknown(self, worker: RegisteredWorker, why: str) -> None:
         worker.exits.append(

@@ -7,6 +7,8 @@ SIGTERM   async target: cancels its main task, once.  Plain target: sets ``stop_
 SIGQUIT   default action, without a core file: a Python handler never runs inside C code.
 SIGUSR1   sets the worker's latch.
 SIGINT    ends the action in hand of a worker with a database connection (interrupt.py).
+SIGURG    ends a wait of the main thread, so that it hears of what came right before the wait:
+          the supervisor sends it after other signals (PostgreSQL's latches use it so, too).
 SIGHUP, SIGUSR2, else SIGINT   handlers that do nothing: SIG_IGN would leak into subprocesses.
 
 They are blocked from the fork until ``open_all``: a SIGTERM that comes earlier waits.
@@ -33,6 +35,7 @@ from _signal import (
     SIGPIPE,
     SIGQUIT,
     SIGTERM,
+    SIGURG,
     SIGUSR1,
     SIGUSR2,
     SIGXFSZ,
@@ -59,6 +62,7 @@ _ALL = (
     SIGQUIT,
     SIGUSR1,
     SIGUSR2,
+    SIGURG,
 )
 
 
@@ -164,6 +168,7 @@ _HANDLERS: dict[int, Any] = {
     SIGHUP: _nothing,
     SIGINT: _on_int,
     SIGUSR2: _nothing,
+    SIGURG: _nothing,
     SIGQUIT: SIG_DFL,
 }
 

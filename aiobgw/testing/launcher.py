@@ -241,6 +241,8 @@ class FakeProcess:
         """Take a signal; return whether there is a process to take it."""
         if self.is_over or not self.has_process:
             return False
+        if signum == signal.SIGURG:
+            return True  # ends a wait: nothing here waits
         self.signals.append(_named(signum))
         if signum == signal.SIGKILL or (signum not in self.ignores and self._is_fatal(signum)):
             terminates = signum == signal.SIGTERM and not self._launch.order.command

@@ -17,7 +17,7 @@ import aiobgw
 from aiobgw import ExitKind, Flags, Restart, WorkerSpec
 
 from .. import procs, targets
-from ..conftest import MakeSupervisor
+from ..conftest import MakeSupervisor, NewLatch
 
 pytestmark = pytest.mark.anyio
 
@@ -324,3 +324,19 @@ async def test_environment_limits_and_mask_are_those_of_the_host(
 
     expected = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert out.read_text().split() == ["seen", os.getcwd(), str(expected)]
+
+
+async def test_a_signal_is_heard_in_a_wait_that_it_has_not_ended(
+    supervisor: aiobgw.Supervisor, new_latch: NewLatch
+) -> None:
+    """It came right before the wait, or to another thread: a stop must not run out for that."""
+    latch = new_latch()
+    handle = await started(
+        supervisor, target=targets.hear_nothing, latches={"up": latch}, stop_timeout=60
+    )
+    await latch.wait()
+    handle.terminate()
+    async with asyncio.timeout(30):
+        exit = await handle
+    assert exit is not None
+    assert exit.kind is ExitKind.TERMINATED
