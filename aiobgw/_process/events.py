@@ -23,7 +23,7 @@ class Order(NamedTuple):
 class Launch:
     """The ticket of a launch: an order, whose it is, and the child that carries it out."""
 
-    __slots__ = ("child", "order", "owner")
+    __slots__ = ("__weakref__", "child", "order", "owner")
 
     def __init__(self, order: Order, owner: object) -> None:
         self.order = order

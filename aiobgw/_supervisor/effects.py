@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import assert_never
+from weakref import ref
 
 from .._ipc import launch as protocol
 from .._policy import life as actions
@@ -54,7 +55,8 @@ class Effects:
         self._launcher = launcher
         self._outside = outside
         self._begin_cycle = begin_cycle
-        self._pokes: deque[tuple[float, RegisteredWorker, Launch, int]] = deque()
+        # Ownership: nobody's, or what has ended would be kept, its latches too.
+        self._pokes: deque[tuple[float, ref[Launch], int]] = deque()
 
     def perform(self, worker: RegisteredWorker, action: Action) -> Happening | None:
         """Carry out one action; return what it led to at once, if anything."""
@@ -123,11 +125,11 @@ class Effects:
             else:
                 worker.launch.signal(signum)
                 if worker.spec.command is None:
-                    self._poke_later(worker, worker.launch, POKES)
+                    self._poke_later(worker.launch, POKES)
         except OSError as error:
             log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)
 
-    def _poke_later(self, worker: RegisteredWorker, launch: Launch, times: int) -> None:
+    def _poke_later(self, launch: Launch, times: int) -> None:
         """Have a wait of its main thread ended, if it still runs in a moment.
 
         Race: a signal may come when that thread has let go of Python's lock, and has not
@@ -135,18 +137,17 @@ class Effects:
         runs only after it.
         """
         at = time.monotonic() + POKE_AFTER
-        self._pokes.append((at, worker, launch, times))
+        self._pokes.append((at, ref(launch), times))
         if not self._launcher.watcher.has_timer("poke"):
             self._launcher.watcher.timer("poke", at, self._poke)
 
     def _poke(self) -> None:
         now = time.monotonic()
         while self._pokes and self._pokes[0][0] <= now:
-            _, worker, launch, times = self._pokes.popleft()
-            if worker.launch is launch:
-                launch.signal(signal.SIGURG)
-                if times > 1:
-                    self._poke_later(worker, launch, times - 1)
+            _, found, times = self._pokes.popleft()
+            launch = found()
+            if launch is not None and launch.signal(signal.SIGURG) and times > 1:
+                self._poke_later(launch, times - 1)
         if self._pokes:
             self._launcher.watcher.timer("poke", self._pokes[0][0], self._poke)
 
