@@ -45,7 +45,7 @@ Made = tuple[aiobgw.WorkerHandle, testing.Incarnation]
 
 
 async def started(supervisor: aiobgw.Supervisor, script: testing.Script, **fields: Any) -> Made:
-    fields = {"restart": Restart.NEVER, "stop_timeout": 0.1, **fields}
+    fields = {"restart": Restart.NEVER, **fields}
     handle = await supervisor.register(script.spec(**fields))
     return handle, await script.wait_for_incarnation()
 
@@ -186,7 +186,7 @@ async def test_it_stops_as_every_worker_does_unless_it_is_told_not_to(
     assert (await ended(handle)).kind is ExitKind.TERMINATED
 
     for request, argument in (("ignore", signal.SIGTERM), ("sleep_in_c", 3600)):
-        handle, incarnation = await started(supervisor, script, **kind)
+        handle, incarnation = await started(supervisor, script, stop_timeout=0.1, **kind)
         child = await incarnation.start_child()
         await getattr(incarnation, request)(argument)
         handle.terminate()
