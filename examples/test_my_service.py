@@ -65,6 +65,7 @@ async def test_a_crash_loses_no_text(
     clock = ManualClock()
     supervisor = await make_supervisor(clock=clock)
     handle = await supervisor.register(capitals(inbox, outbox, done))
+    await handle.wait_for_startup()
     await done.wait()
 
     kill(handle)

@@ -8,7 +8,8 @@ learns of the fault afterwards, as it would of a real one.  They are for handles
 in this process, and for those of a client that shares its pid namespace.
 
 A worker without a process (it waits for a restart, it is over, it has just ended) makes all of them
-raise ProcessLookupError, and nothing was done.
+raise ProcessLookupError, and nothing was done.  So does one that runs already, and of which its
+supervisor has not heard yet: ``await handle.wait_for_startup()`` first.
 """
 
 from __future__ import annotations

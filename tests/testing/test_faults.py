@@ -206,6 +206,7 @@ async def test_an_async_target_gets_the_error_where_it_awaits_and_may_catch_it(
     )
     await up.wait()
     up.reset()
+    await handle.wait_for_startup()
     testing.raise_in(handle, ConnectionResetError("first"))
     await up.wait()
     assert json.loads(path.read_text()) == {
@@ -242,6 +243,7 @@ async def test_the_error_is_the_targets_whatever_code_it_interrupts(
         )
         await up.wait()
         up.reset()
+        await handle.wait_for_startup()
         testing.raise_in(handle, LookupError("as asked"))
         exit = await handle
         assert exit is not None and exit.kind is ExitKind.FAILED
