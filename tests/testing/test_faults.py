@@ -588,7 +588,9 @@ def cgroup_of(pid: int | str = "self") -> Path:
 
 
 def left_over() -> list[str]:
-    return [path.name for path in cgroup_of().rglob(f"{memory.PREFIX}*")]
+    """Return the cgroups of this process, and of no other suite that runs beside it."""
+    mine = f"{memory.PREFIX}{os.getpid()}-"
+    return [name for name in os.listdir(cgroup_of()) if name.startswith(mine)]
 
 
 async def test_the_kernel_ends_a_worker_that_is_out_of_memory_and_no_cgroup_is_left(
@@ -620,13 +622,15 @@ async def test_whoever_fails_in_the_middle_leaves_the_worker_where_it_was(
     # A test that was killed has left this.
     with a_stranger() as dead:
         pass
-    (before / f"{memory.PREFIX}{dead}-1").mkdir()
+    of_the_dead = before / f"{memory.PREFIX}{dead}-1"
+    of_the_dead.mkdir()
     with (
         pytest.raises(KeyboardInterrupt),
         memory.MemoryCgroup(incarnation.pid, memory.LIMIT) as cgroup,
     ):
         cgroup.enter(incarnation.pid)
         assert left_over() == [f"{memory.PREFIX}{os.getpid()}-{incarnation.pid}"]
+        assert not of_the_dead.exists()
         assert cgroup_of(incarnation.pid) == cgroup.path
         raise KeyboardInterrupt
     assert cgroup_of(incarnation.pid) == before
