@@ -43,26 +43,12 @@ def zygote_pid(core: Core) -> int | None:
 
 def descriptors(core: Core) -> set[int]:
     """Return every descriptor that it holds."""
-    parts = (_of_launcher, _of_outside, _of_workers)
-    return {fd for part in parts for fd in part(core) if fd >= 0}
-
-
-def _of_launcher(core: Core) -> Iterator[int]:
+    found = {*core.outside.descriptors(), *_of_workers(core)}
     if core.launcher is not None:
-        yield from core.launcher.descriptors()
-
-
-def _of_outside(core: Core) -> Iterator[int]:
-    outside = core.outside
-    if outside._board is not None:
-        yield from _copies(outside._board.fd)
-    if outside._instance is not None:
-        yield from (outside._instance.directory, outside._instance.lock)
-    if outside._control is not None:
-        yield outside._control._socket.fileno()
-    if outside._peers is not None:
-        yield outside._peers.watcher.epoll.fileno()
-        yield from (peer.channel.fd for peer in outside._peers._peers)
+        found.update(core.launcher.descriptors())
+    if core.outside.board_fd >= 0:
+        found.update(_copies(core.outside.board_fd))
+    return {fd for fd in found if fd >= 0}
 
 
 def _of_workers(core: Core) -> Iterator[int]:

@@ -113,6 +113,9 @@ class Control:
         self._unlink()
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def close_copy(self) -> None:
         self._socket.close()
 

@@ -8,6 +8,7 @@ every client's channel.  The board is written once somebody can read it: a recor
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .._ipc import rundir
@@ -159,6 +160,21 @@ class Outside:
         if self._instance is not None:
             self._instance.close()
             self._instance = None
+
+    @property
+    def board_fd(self) -> int:
+        """The board's descriptor, -1 if there is none."""
+        return -1 if self._board is None else self._board.fd
+
+    def descriptors(self) -> Iterator[int]:
+        """Return every descriptor that it holds; -1 for what it does not have."""
+        yield self.board_fd
+        if self._instance is not None:
+            yield from (self._instance.directory, self._instance.lock)
+        if self._control is not None:
+            yield self._control.fileno()
+        if self._peers is not None:
+            yield from self._peers.descriptors()
 
     def close_copies(self) -> None:
         """Close every descriptor in a fork of the host, and touch nothing that is shared."""

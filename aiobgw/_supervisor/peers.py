@@ -18,7 +18,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -108,6 +108,11 @@ class Peers:
         for peer in list(self._peers):
             peer.close()
         self.watcher.close()
+
+    def descriptors(self) -> Iterator[int]:
+        """Return every descriptor that they hold."""
+        yield self.watcher.epoll.fileno()
+        yield from (peer.channel.fd for peer in self._peers)
 
     def close_copies(self) -> None:
         self.watcher.epoll.close()

@@ -33,10 +33,8 @@ import sys
 import weakref
 from _signal import (
     SIG_BLOCK,
-    SIG_SETMASK,
     SIGINT,
     SIGTERM,
-    pthread_kill,
     pthread_sigmask,
     set_wakeup_fd,
     valid_signals,
@@ -74,7 +72,6 @@ class Interrupts:
         self._raised: weakref.ref[_Interrupt] | None = None
         self._lock = _thread.allocate_lock()
         self._pipe: tuple[int, int] | None = None
-        self._echoes: frozenset[int] = frozenset()
 
     def block(self) -> Interruptible:
         return Interruptible(self)
@@ -159,19 +156,14 @@ class Interrupts:
             os.set_blocking(read, False)
             os.set_blocking(write, False)
             self._pipe = read, write
-            # Race: a signal that this thread takes interrupts no wait of the main thread, so it
-            # must have been born with all of them blocked.
-            before = pthread_sigmask(SIG_BLOCK, valid_signals())
-            try:
-                _thread.start_new_thread(self._watch, (read,))
-            finally:
-                pthread_sigmask(SIG_SETMASK, before)
+            _thread.start_new_thread(self._watch, (read,))
         return self._pipe[1]
 
     def _watch(self, fd: int) -> None:
         """Have statements ended that no handler can reach; in a thread that nobody joins."""
         import time
 
+        pthread_sigmask(SIG_BLOCK, valid_signals())  # the main thread's waits must end by them
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while True:
@@ -184,24 +176,14 @@ class Interrupts:
                 self._look()
 
     def _look(self) -> None:
-        numbers = self._read() & {SIGINT, SIGTERM}
+        numbers = self._read()
         block = self._plain
-        if block is None or self.off or not numbers:
+        if block is None or self.off:
             return
         if SIGINT in numbers:
             block.hit = True
-        self._ask()
-        self._echo(numbers)
-
-    def _echo(self, numbers: frozenset[int]) -> None:
-        """Send the main thread again what it has not heard, so that its wait ends.
-
-        Race: a signal that comes when it has let go of the GIL, and has not yet begun to wait,
-        ends no wait; Python's own handler would run after it, whenever that is.
-        """
-        self._echoes = numbers
-        for number in numbers:
-            pthread_kill(self._main, number)
+        if SIGINT in numbers or SIGTERM in numbers:
+            self._ask()
 
     def _ask(self) -> None:
         """Call the driver's way to end a statement from another thread."""
@@ -216,15 +198,14 @@ class Interrupts:
 
             traceback.print_exc()
 
-    def _read(self) -> frozenset[int]:
-        """Take the numbers of the signals that came since, but not our echoes.  Needs the lock."""
-        echoes, self._echoes = self._echoes, frozenset()
+    def _read(self) -> bytes:
+        """Take the numbers of the signals that came since the last time.  Needs the lock."""
         if self._pipe is None:
-            return frozenset()
+            return b""
         try:
-            return frozenset(os.read(self._pipe[0], 65_536)) - echoes
+            return os.read(self._pipe[0], 65_536)
         except BlockingIOError:
-            return frozenset()
+            return b""
 
 
 def _is_ours(frame: FrameType | None) -> bool:

@@ -30,8 +30,8 @@ def _listens(fd: int) -> bool:
             return False
         # Ownership: a copy, since another thread may close the original meanwhile.
         with socket.socket(fileno=os.dup(fd)) as copy:
-            stream = copy.type == socket.SOCK_STREAM and copy.family != socket.AF_NETLINK
-            return stream and bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            listens = copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            return copy.type == socket.SOCK_STREAM and bool(listens)
     except OSError:
         return False  # closed since it was listed
 

@@ -228,7 +228,7 @@ def test_after_the_owners_kill_9_another_one_runs_all_workers_exactly_once(
         members.start()
         owner = members.owner(other_than=epoch)
     print(f"{kills} take-overs: median {statistics.median(took):.3f} s, worst {max(took):.3f} s")
-    assert statistics.median(took) < 2
+    assert max(took) < 2
     assert len(ear.all("start")) == 2 * (kills + 1)
 
 

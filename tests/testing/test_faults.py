@@ -45,7 +45,7 @@ AT_ONCE: dict[str, Any] = {"restart": Restart.ALWAYS, "restart_delay": 0}
 async def supervisor(make_supervisor: MakeSupervisor, request: Any) -> aiobgw.Supervisor:
     both_ways = "reaper" in request.fixturenames
     options = {"reaper": request.getfixturevalue("reaper")} if both_ways else {}
-    return await make_supervisor(preload=(INSIDE,), **options)
+    return await make_supervisor(**options)
 
 
 @pytest.fixture
@@ -447,7 +447,7 @@ def check_unhittable(handle: Any, match: str, which: list[Callable[[Any], None]]
 async def test_a_worker_without_a_process_is_not_hit_nor_is_the_next_in_its_slot(
     make_supervisor: MakeSupervisor,
 ) -> None:
-    supervisor = await make_supervisor(preload=(INSIDE,), max_workers=1)
+    supervisor = await make_supervisor(max_workers=1)
     handle = await supervisor.register(
         WorkerSpec(name="w", target=targets.fail, restart_delay=3600)
     )
@@ -483,7 +483,7 @@ async def test_who_is_starting_can_be_killed_but_not_asked(
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     monkeypatch.setenv("AIOBGW_INJECT", f"before_started:wait={gate}")
-    supervisor = await make_supervisor(preload=(INSIDE,))
+    supervisor = await make_supervisor()
     handle = await supervisor.register(
         WorkerSpec(name="w", target=targets.sleep, restart=Restart.NEVER)
     )

@@ -166,7 +166,7 @@ async def test_it_ends_as_it_is_told_and_the_next_incarnation_takes_over(
 async def test_a_fault_between_two_requests_ends_it_whatever_it_is_doing(
     make_supervisor: MakeSupervisor, script: testing.Script, kind: dict[str, Any]
 ) -> None:
-    supervisor = await make_supervisor(preload=("aiobgw.testing.inside",))
+    supervisor = await make_supervisor()
     again: dict[str, Any] = {"restart": Restart.ALWAYS, "restart_delay": 0}
     handle, incarnation = await started(supervisor, script, **again, **kind)
     for number in range(2, 20):
