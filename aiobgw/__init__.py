@@ -46,11 +46,15 @@ if TYPE_CHECKING:
     from .errors import WorkerFailed as WorkerFailed
     from .errors import WrongProcess as WrongProcess
     from .settings import Settings as Settings
+    from .spec import After as After
     from .spec import CrashScope as CrashScope
+    from .spec import Escalate as Escalate
     from .spec import Flags as Flags
     from .spec import Phase as Phase
+    from .spec import Readiness as Readiness
     from .spec import Restart as Restart
     from .spec import ShutdownMode as ShutdownMode
+    from .spec import Strategy as Strategy
     from .spec import WorkerSpec as WorkerSpec
     from .status import Closed as Closed
     from .status import CrashCycle as CrashCycle
@@ -82,7 +86,9 @@ _NAMES_OF = {
         " WorkerFailed WrongProcess"
     ),
     "settings": "Settings",
-    "spec": "CrashScope Flags Phase Restart ShutdownMode WorkerSpec",
+    "spec": (
+        "After CrashScope Escalate Flags Phase Readiness Restart ShutdownMode Strategy WorkerSpec"
+    ),
     "status": (
         "Closed CrashCycle Event EventsLost ExitKind ExitStatus Exited PhaseChanged Ready"
         " Registered Restarting Retired Started Stopping SupervisorStatus WorkerEvent WorkerState"

@@ -4,13 +4,13 @@ reads options from elsewhere, is derived from these fields."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._names import IMPORTABLE, check_name, importable_name, is_target_name
 from .errors import InvalidSpec
-from .spec import Phase
+from .spec import Phase, Strategy
 
 if TYPE_CHECKING:
     from ._policy.clock import Clock
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def option(default: Any, text: str) -> Any:
     """Declare an option with its default and a line for people."""
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -44,6 +46,14 @@ class Settings:
     administrators: tuple[str | int, ...] = option((), "those that may also register workers")
     max_clients: int = option(128, "how many processes may be attached at once, 0 to 4096")
     start_phase: Phase = option(Phase.RUNNING, "the phase in which it starts")
+    groups: Mapping[str, Strategy] = option(
+        {}, "the strategies of groups, by name (others: ONE_FOR_ONE)"
+    )
+    cgroup: str | os.PathLike[str] | bool | None = option(
+        None,
+        "where workers with a cgroup get theirs: a delegated directory of cgroup v2, True for the"
+        " supervisor's own",
+    )
     connector: str | Callable[..., object] | None = option(
         None,
         "what connects workers with DATABASE_CONNECTION: 'package.module:function', or a"
@@ -89,6 +99,9 @@ class Settings:
             raise self._refused("start_phase", "an aiobgw.Phase")
         if not isinstance(self.runtime_dir, (str, os.PathLike, bool, type(None))):
             raise self._refused("runtime_dir", "a path, True or None")
+        if not isinstance(self.cgroup, (str, os.PathLike, bool, type(None))):
+            raise self._refused("cgroup", "a path, True or None")
+        object.__setattr__(self, "groups", self._strategies())
         for name in ("viewers", "operators", "administrators"):
             object.__setattr__(self, name, self._people(name))
         if self.clock is not None and not callable(getattr(self.clock, "call_at", None)):
@@ -104,6 +117,16 @@ class Settings:
         if isinstance(self.preload, str) or not all(isinstance(m, str) for m in self.preload):
             raise self._refused("preload", "a sequence of module names")
         return tuple(self.preload)
+
+    def _strategies(self) -> dict[str, Strategy]:
+        groups = self.groups
+        if not isinstance(groups, Mapping) or not all(
+            isinstance(strategy, Strategy) for strategy in groups.values()
+        ):
+            raise self._refused("groups", "a mapping from names to aiobgw.Strategy")
+        for name in groups:
+            check_name(self.name, "groups", name)
+        return dict(groups)
 
     def _people(self, name: str) -> tuple[str | int, ...]:
         entries = getattr(self, name)

@@ -1,102 +1,41 @@
 """What a worker is: one frozen value, which refuses nonsense at birth.
 
 Sources of the rules: PostgreSQL's BackgroundWorker struct and SanityCheckBackgroundWorker()
-for the flags, the classes and their order; OTP's child spec and systemd for restart rules.
+for the flags, the classes and their order; OTP's child spec and systemd for restart rules;
+systemd, Kubernetes and Nomad for back-off, readiness, liveness and limits.
 """
 
 from __future__ import annotations
 
-import enum
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from signal import SIGTERM
 from typing import TYPE_CHECKING, cast
 
-from ._names import (
-    IMPORTABLE,
-    USER_LENGTH,
-    check_name,
-    importable_name,
-    is_of_main,
-    is_target_name,
-    main_module,
-)
-from .errors import InvalidSpec
+from ._choices import After as After
+from ._choices import CrashScope as CrashScope
+from ._choices import Escalate as Escalate
+from ._choices import Flags as Flags
+from ._choices import Phase as Phase
+from ._choices import Readiness as Readiness
+from ._choices import Restart as Restart
+from ._choices import ShutdownMode as ShutdownMode
+from ._choices import Strategy as Strategy
+from ._names import is_of_main, main_module
+from ._spec_checks import CHECKS, default_restart, stored_by_name
+from ._spec_options import DAY as DAY
+from ._spec_options import kept_options
 
 if TYPE_CHECKING:
-    from typing import Any, TypeGuard
-
     from ._ipc.latch import Latch
-
-EXTRA_BYTES = 128
-LATCHES = 16
-DAY = 86_400.0
-
-
-class Restart(enum.Enum):
-    """Whether an exit that nobody asked for is followed by another start.
-
-    systemd's ``Restart=`` and OTP's temporary, transient and permanent.
-    """
-
-    NEVER = "never"
-    ON_FAILURE = "on-failure"
-    ALWAYS = "always"
-
-
-class CrashScope(enum.Enum):
-    """Whom the crash of a worker concerns.
-
-    ALL is PostgreSQL's rule for what is attached to shared memory: a worker that ends
-    without its farewell may leave that memory half-changed, so that all others of this scope
-    (the members) are ended, the application rebuilds its memory (``on_reset``), and they
-    start again.  Whoever ended it, ``kill()`` and a ``stop_timeout`` that ran out included.
-    """
-
-    WORKER = "worker"
-    ALL = "all"
-
-
-class Flags(enum.IntFlag):
-    """What a worker may use, and the class it counts for (PostgreSQL's bits)."""
-
-    NONE = 0
-    SHMEM_ACCESS = 0x1
-    DATABASE_CONNECTION = 0x2
-    CLASS_PARALLEL = 0x10
-
-
-class Phase(enum.IntEnum):
-    """How far the service is; a worker's ``start_when`` is the first one it may start in."""
-
-    SUPERVISOR_START = 1
-    CONSISTENT_STATE = 2
-    RUNNING = 3
-
-
-class ShutdownMode(enum.IntEnum):
-    """How a supervisor stops; a stop only gets stricter.
-
-    SMART takes no new workers and waits for the running ones, FAST asks all to end at once
-    (SIGTERM, ``stop_timeout``, SIGKILL), IMMEDIATE does not ask (SIGQUIT, 5 s, SIGKILL).
-    """
-
-    SMART = 1
-    FAST = 2
-    IMMEDIATE = 3
-
-
-_SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
-_DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
-_CLASS_PARALLEL = int(Flags.CLASS_PARALLEL)
-_KNOWN_FLAGS = _SHMEM_ACCESS | _DATABASE_CONNECTION | _CLASS_PARALLEL
 
 _UNSET = cast("Restart", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """Describe a worker: what it runs, and by which rule it is started again.
+    """Describe a worker: what it runs, and by which rules it is started, watched and ended.
 
     name          1 to 95 bytes of UTF-8, no control characters; need not be unique
     target        "package.module:function", or a module-level function (stored by name,
@@ -107,14 +46,79 @@ class WorkerSpec:
     extra         up to 128 bytes that the worker finds in its spec
     flags         see Flags
     start_when    the phase that opens its start gate
-    restart       see Restart (default ON_FAILURE, for the parallel class NEVER)
-    restart_delay seconds from an exit to the next start, 0 to 86,400, on the monotonic clock
-    stop_timeout  seconds from the request to end until SIGKILL, 0 to 86,400
     crash_scope   whom its crash concerns; ALL needs SHMEM_ACCESS and a target
     unique        refuse the registration while a worker of this name lives
     latches       latches of the registrant that the worker gets, by name (16 at most)
     loop          event loop of an async target: "asyncio" or "uvloop"
+
+    Restarts.  All times are on the monotonic clock.
+
+    restart           see Restart (default ON_FAILURE, for the parallel class NEVER)
+    restart_delay     seconds from the first exit of a streak of failures to the next start,
+                      0 to 86,400 (default 1)
+    restart_backoff   what each further delay of the streak is multiplied by, 1 to 100
+                      (default 2; 1 and no jitter: PostgreSQL's fixed interval)
+    restart_delay_max seconds that no delay exceeds, 0 to 86,400 (default 60; a longer
+                      restart_delay holds)
+    restart_jitter    the part of a delay that is at most added to it, at random, 0 to 1
+                      (default 0.25, Nomad's)
+    restart_reset     seconds for which it must have been ready to end the streak, 0 to 86,400
+                      (default: 60, or 10 times restart_delay if that is more)
+    max_restarts      restarts by rule within max_seconds; with one more it stops for good:
+                      0 to 10,000, None: no limit (default 5; OTP's intensity)
+    max_seconds       the length of that window, which slides, above 0 to 86,400 (default 60)
+    escalate          what follows then, see Escalate (default IGNORE)
+    essential         whether its end for good, unless asked for, fails the supervisor
+
+    Order.
+
+    group         members of a group start in the order of their registration, each when those
+                  before it are ready, and stop in reverse; ``Supervisor(groups=...)`` says
+                  whom the restart of one concerns (default ONE_FOR_ONE)
+    after         names of workers (64 at most) that must be ready before each of its starts, or
+                  a mapping from names to After; a name means the newest worker that has it
+
+    Readiness and liveness.
+
+    ready           who says that it is ready, see Readiness (default NONE)
+    probe           what a probe looks at: "tcp://HOST:PORT", "unix:PATH", "http://HOST:PORT/PATH"
+                    (ready with a status below 400), or the words of a program (ready if it exits
+                    with 0)
+    notification_fd the descriptor on which a command writes a newline when it is ready (s6),
+                    3 to 1,023; needs NOTIFY; without it a command speaks sd_notify's protocol
+    start_timeout   seconds from its launch until it must be ready (without readiness: have
+                    started), above 0 to 86,400 (default: 90 with NOTIFY and PROBE, else none)
+    watchdog        seconds within which it must give a sign of life once it is ready, 0.1 to
+                    86,400 (default: none).  Async targets do so by themselves from their event
+                    loop, plain ones call ``beat()``, commands send WATCHDOG=1
+
+    The end.
+
+    stop_signal   what asks a command to end (default SIGTERM, which targets always get)
+    stop_timeout  seconds from the request to end until SIGKILL, 0 to 86,400 (default 10)
+    memory_max    bytes of resident memory above which it is ended, by rule a failure; looked at
+                  once a second
+    max_age       seconds after which it is replaced, above 0 to 366 days; counts for nothing
+    max_age_jitter the part of max_age that is at most added to it, at random, 0 to 1
+                  (default 0.1)
+
+    Identity and limits.  What cannot be had fails the launch: nothing runs with more.
+
     user          name or number of the user to run as (needs the right to switch)
+    user_group    name or number of its group (default: the user's own)
+    supplementary_groups  names and numbers of its other groups (default: with user the user's)
+    umask         0 to 0o777
+    cwd           absolute path of its working directory
+    env           its environment: a base of PATH, HOME, USER, LOGNAME, SHELL, LANG, LC_* and TZ,
+                  and these names; None as a value: as the supervisor's environment has it
+                  (default: all of the supervisor's, but what belongs to its service manager)
+    nice          -20 to 19
+    cpus          the processors it may run on
+    rlimits       limits by their names without RLIMIT_, in lower case ({"nofile": 1024}); one
+                  number, or soft and hard; -1: none
+    cgroup        cgroup v2 files and what is written to them ({"memory.max": "512M"}); it then has
+                  a cgroup of its own, which is killed as a whole at its end; needs
+                  ``Supervisor(cgroup=...)``
 
     Raises InvalidSpec: the first rule broken, in PostgreSQL's order.
     """
@@ -137,22 +141,52 @@ class WorkerSpec:
     loop: str = "asyncio"
     user: str | int | None = None
     main: str | None = field(default=None, repr=False)
+    restart_backoff: float = 2.0
+    restart_delay_max: float = 60.0
+    restart_jitter: float = 0.25
+    restart_reset: float | None = None
+    max_restarts: int | None = 5
+    max_seconds: float = 60.0
+    escalate: Escalate = Escalate.IGNORE
+    essential: bool = False
+    group: str | None = None
+    after: Mapping[str, After] | Sequence[str] = field(default_factory=dict)
+    ready: Readiness = Readiness.NONE
+    probe: str | Sequence[str] | None = None
+    notification_fd: int | None = None
+    start_timeout: float | None = None
+    watchdog: float | None = None
+    stop_signal: int = int(SIGTERM)
+    memory_max: int | None = None
+    max_age: float | None = None
+    max_age_jitter: float = 0.1
+    user_group: str | int | None = None
+    supplementary_groups: Sequence[str | int] | None = None
+    umask: int | None = None
+    cwd: str | os.PathLike[str] | None = None
+    env: Mapping[str, str | None] | None = None
+    nice: int | None = None
+    cpus: Sequence[int] | None = None
+    rlimits: Mapping[str, int | tuple[int, int]] | None = None
+    cgroup: Mapping[str, str | int] | None = None
 
     def __post_init__(self) -> None:
         if self.restart is None:
-            self._default("restart", _default_restart(self.flags))
+            self._default("restart", default_restart(self.flags))
         if self.type == "":
             self._default("type", self.name)
-        for check in _CHECKS:
+        for check in CHECKS:
             check(self)
 
         if self.target is not None:
-            self._default("target", _stored_by_name(self))
+            self._default("target", stored_by_name(self))
             if is_of_main(str(self.target)) and self.main is None:
                 self._default("main", main_module(self.name))
         if self.command is not None:
             self._default("command", tuple(self.command))
         self._default("args", tuple(self.args))
+        for name, value in kept_options(self).items():
+            self._default(name, value)
 
     def _default(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -161,184 +195,3 @@ class WorkerSpec:
     def runs(self) -> str:
         """What it runs, as text for people."""
         return str(self.target) if self.command is None else " ".join(self.command)
-
-
-def _default_restart(flags: Flags) -> Restart:
-    parallel = isinstance(flags, int) and int(flags) & _CLASS_PARALLEL
-    return Restart.NEVER if parallel else Restart.ON_FAILURE
-
-
-def _check_flags(spec: WorkerSpec) -> None:
-    if not isinstance(spec.flags, int):
-        raise InvalidSpec.of(spec.name, "flags", spec.flags, "must be made of aiobgw.Flags")
-    flags = int(spec.flags)  # as plain numbers: an IntFlag's & runs much code
-    if flags & _DATABASE_CONNECTION:
-        if not flags & _SHMEM_ACCESS:
-            allowed = "with DATABASE_CONNECTION must have SHMEM_ACCESS too"
-            raise InvalidSpec.of(spec.name, "flags", spec.flags, allowed)
-        if spec.start_when == Phase.SUPERVISOR_START:
-            allowed = "of a worker with DATABASE_CONNECTION must be a later phase"
-            raise InvalidSpec.of(spec.name, "start_when", spec.start_when, allowed)
-
-
-def _check_times(spec: WorkerSpec) -> None:
-    for name in ("restart_delay", "stop_timeout"):
-        value = getattr(spec, name)
-        good = isinstance(value, (int, float)) and 0 <= value <= DAY  # NaN is neither
-        if not good or isinstance(value, bool):
-            raise InvalidSpec.of(spec.name, name, value, "must be 0 to 86400 seconds")
-
-
-def _check_class(spec: WorkerSpec) -> None:
-    if int(spec.flags) & _CLASS_PARALLEL and spec.restart is not Restart.NEVER:
-        # PostgreSQL: the accounting of the class could not survive a crash cycle otherwise.
-        raise InvalidSpec.of(
-            spec.name, "restart", spec.restart, "of a CLASS_PARALLEL worker must be Restart.NEVER"
-        )
-
-
-def _check_names(spec: WorkerSpec) -> None:
-    for name in ("name", "type"):
-        check_name(spec.name, name, getattr(spec, name))
-
-
-def _check_what_runs(spec: WorkerSpec) -> None:
-    if (spec.target is None) == (spec.command is None):
-        both = (spec.target, spec.command)
-        raise InvalidSpec.of(spec.name, "target, command", both, "must be one of the two")
-    if spec.command is not None:
-        _check_command(spec, spec.command)
-        if int(spec.flags) & _DATABASE_CONNECTION:
-            allowed = "of a command must not have DATABASE_CONNECTION: nobody would connect"
-            raise InvalidSpec.of(spec.name, "flags", spec.flags, allowed)
-
-
-def _check_command(spec: WorkerSpec, command: Sequence[str]) -> None:
-    good = isinstance(command, Sequence) and not isinstance(command, (str, bytes)) and command
-    if not good or not all(_is_word(word) for word in command) or not command[0]:
-        allowed = "must be a list of words: the program, then its arguments"
-        raise InvalidSpec.of(spec.name, "command", command, allowed)
-    if spec.args or spec.kwargs or spec.latches:
-        given = [name for name in ("args", "kwargs", "latches") if getattr(spec, name)]
-        raise InvalidSpec.of(spec.name, "command", given, "takes its arguments as words")
-
-
-def _is_word(word: object) -> bool:
-    """Tell whether something can be an argument of a program."""
-    if not isinstance(word, str) or "\0" in word:
-        return False
-    try:
-        os.fsencode(word)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_values(spec: WorkerSpec) -> None:
-    for name, kind in (
-        ("start_when", Phase),
-        ("restart", Restart),
-        ("crash_scope", CrashScope),
-    ):
-        if not isinstance(getattr(spec, name), kind):
-            allowed = f"must be an aiobgw.{kind.__name__}"
-            raise InvalidSpec.of(spec.name, name, getattr(spec, name), allowed)
-    if spec.loop not in ("asyncio", "uvloop"):
-        raise InvalidSpec.of(spec.name, "loop", spec.loop, "must be 'asyncio' or 'uvloop'")
-
-
-def _check_unknown_flags(spec: WorkerSpec) -> None:
-    unknown = int(spec.flags) & ~_KNOWN_FLAGS
-    if unknown:
-        raise InvalidSpec.of(spec.name, "flags", hex(unknown), "must be made of aiobgw.Flags")
-
-
-def _check_extra(spec: WorkerSpec) -> None:
-    if not isinstance(spec.extra, bytes) or len(spec.extra) > EXTRA_BYTES:
-        raise InvalidSpec.of(spec.name, "extra", spec.extra, f"must be up to {EXTRA_BYTES} bytes")
-
-
-def _check_arguments(spec: WorkerSpec) -> None:
-    if not _is_mapping(spec.kwargs) or not all(isinstance(key, str) for key in spec.kwargs):
-        raise InvalidSpec.of(spec.name, "kwargs", spec.kwargs, "must be a mapping of names")
-    if not isinstance(spec.args, (tuple, list)):
-        raise InvalidSpec.of(spec.name, "args", spec.args, "must be a tuple")
-    for name in spec.latches if _is_mapping(spec.latches) else ():
-        check_name(spec.name, "latches", name)
-    if not _are_latches(spec.latches):
-        raise InvalidSpec.of(
-            spec.name, "latches", spec.latches, f"must be up to {LATCHES} latches by name"
-        )
-
-
-def _is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
-    return type(value) is dict or isinstance(value, Mapping)  # the second is slow to ask
-
-
-def _are_latches(latches: object) -> bool:
-    return (
-        _is_mapping(latches)
-        and len(latches) <= LATCHES
-        and all(isinstance(name, str) for name in latches)
-        and all(callable(getattr(latch, "fileno", None)) for latch in latches.values())
-    )
-
-
-def _check_target(spec: WorkerSpec) -> None:
-    if isinstance(spec.target, str):
-        if not is_target_name(spec.target):
-            raise InvalidSpec.of(
-                spec.name, "target", spec.target, "must look like 'package.module:function'"
-            )
-    elif spec.target is not None:
-        _stored_by_name(spec)
-
-
-def _stored_by_name(spec: WorkerSpec) -> str:
-    if isinstance(spec.target, str):
-        return spec.target
-    name = importable_name(spec.target)
-    if name is None:
-        raise InvalidSpec.of(spec.name, "target", spec.target, f"must be {IMPORTABLE}")
-    return name
-
-
-def _check_user(spec: WorkerSpec) -> None:
-    if spec.user is None:
-        return
-    number = isinstance(spec.user, int) and not isinstance(spec.user, bool) and spec.user >= 0
-    named = isinstance(spec.user, str) and 0 < len(spec.user) <= USER_LENGTH
-    if not number and not named:
-        raise InvalidSpec.of(spec.name, "user", spec.user, "must be a user's name or number")
-    if int(spec.flags) & _SHMEM_ACCESS:
-        # The board and the latches are shared among processes of one user only.
-        raise InvalidSpec.of(spec.name, "user", spec.user, "must not be set with SHMEM_ACCESS")
-
-
-def _check_crash_scope(spec: WorkerSpec) -> None:
-    if spec.crash_scope is CrashScope.WORKER:
-        return
-    if not int(spec.flags) & _SHMEM_ACCESS:
-        allowed = "of a worker without SHMEM_ACCESS must be CrashScope.WORKER"
-        raise InvalidSpec.of(spec.name, "crash_scope", spec.crash_scope, allowed)
-    if spec.command is not None:
-        # It says no farewell: each of its exits would count as a crash.
-        allowed = "of a command must be CrashScope.WORKER"
-        raise InvalidSpec.of(spec.name, "crash_scope", spec.crash_scope, allowed)
-
-
-# PostgreSQL's order first (SanityCheckBackgroundWorker), then ours.
-_CHECKS: tuple[Callable[[WorkerSpec], None], ...] = (
-    _check_flags,
-    _check_times,
-    _check_class,
-    _check_names,
-    _check_what_runs,
-    _check_unknown_flags,
-    _check_values,
-    _check_extra,
-    _check_arguments,
-    _check_target,
-    _check_user,
-    _check_crash_scope,
-)

@@ -29,7 +29,9 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"_supervisor", "testing"}),
     frozenset({"_process", "_worker", "_client"}),
     frozenset({"_policy", "_ipc"}),
-    frozenset({"spec", "status", "settings", "_names"}),
+    frozenset(
+        {"spec", "status", "settings", "_names", "_choices", "_spec_checks", "_spec_options"}
+    ),
     frozenset({"errors"}),
     frozenset({"_inject", ""}),  # "": the root package's __init__
 )

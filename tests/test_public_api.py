@@ -26,6 +26,7 @@ def no_leaks() -> None:
 
 PUBLIC = [
     "AccessDenied",
+    "After",
     "AiobgwError",
     "AlreadyRegistered",
     "AlreadyRunning",
@@ -36,6 +37,7 @@ PUBLIC = [
     "CrashCycle",
     "CrashScope",
     "CurrentWorker",
+    "Escalate",
     "Event",
     "EventsLost",
     "ExitKind",
@@ -52,6 +54,7 @@ PUBLIC = [
     "Phase",
     "PhaseChanged",
     "ProtocolMismatch",
+    "Readiness",
     "Ready",
     "Registered",
     "Restart",
@@ -62,6 +65,7 @@ PUBLIC = [
     "ShuttingDown",
     "Started",
     "Stopping",
+    "Strategy",
     "Supervisor",
     "SupervisorDied",
     "SupervisorFailed",
@@ -136,7 +140,8 @@ import aiobgw
 aiobgw.WorkerSpec
 print(*sorted(name for name in sys.modules if name.startswith("aiobgw") or name == "asyncio"))
 """
-    assert run(source).split() == ["aiobgw", "aiobgw._names", "aiobgw.errors", "aiobgw.spec"]
+    own = ("_choices", "_names", "_spec_checks", "_spec_options", "errors", "spec")
+    assert run(source).split() == ["aiobgw", *(f"aiobgw.{name}" for name in own)]
 
 
 @pytest.mark.parametrize("name", ["Latch", "NoFreeSlot", "current_worker", "WorkerStatus"])

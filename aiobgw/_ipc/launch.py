@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-WIRE = 3
+WIRE = 4
 TEXT_BYTES = 8_000
 
 HELLO, FAILED, STARTED, READY, FAREWELL = b"H", b"X", b"S", b"R", b"F"
@@ -62,6 +62,7 @@ SPEC = (
     "loop",
     "user",
     "main",
+    "options",
 )
 _of_order = itemgetter(*ORDER[:-1])
 _of_spec = itemgetter(*SPEC)

@@ -14,6 +14,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from .._names import main_module
+from .._spec_options import plain_options, read_options
 from ..errors import InvalidSpec, PayloadTooLarge
 from ..spec import CrashScope, Flags, Phase, Restart, ShutdownMode, WorkerSpec
 from ..status import ExitKind, ExitStatus, SupervisorStatus, WorkerState, WorkerStatus
@@ -74,6 +75,7 @@ def spec_fields(spec: WorkerSpec, payload: bytes) -> dict[str, Any]:
         "loop": spec.loop,
         "user": spec.user,
         "main": spec.main or _main_of_arguments(spec, payload),
+        "options": plain_options(spec),
     }
 
 
@@ -93,7 +95,8 @@ def spec_of_fields(fields: dict[str, Any]) -> WorkerSpec:
     values["start_when"] = Phase(fields["start_when"])
     values["crash_scope"] = CrashScope(fields["crash_scope"])
     values["command"] = None
-    return WorkerSpec(**values)
+    options = read_options(values.pop("options"))
+    return WorkerSpec(**values, **options)
 
 
 def payload_memfd(payload: bytes) -> int:

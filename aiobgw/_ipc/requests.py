@@ -28,7 +28,7 @@ from .. import errors, status
 from ..errors import AiobgwError, ProtocolMismatch
 from .verbs import Rights, Verb
 
-WIRE = 1
+WIRE = 2
 TEXT_BYTES = 5_000
 NOTES = 3
 
@@ -49,7 +49,10 @@ class Hello(Message, tag="hello"):
 
 
 class Spec(Message, tag="spec"):
-    """The fields of a WorkerSpec but arguments and latches, which travel beside it."""
+    """The fields of a WorkerSpec but arguments and latches, which travel beside it.
+
+    ``options``: those that differ from their defaults, of those that most workers leave alone.
+    """
 
     name: str
     target: str | None
@@ -66,6 +69,7 @@ class Spec(Message, tag="spec"):
     user: str | int | None
     main: str | None
     crash_scope: str
+    options: dict[str, Any]
 
 
 class Register(Message, tag="register"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._ipc import requests
 from .._ipc.record import INLINE_BYTES
+from .._spec_options import read_options
 from ..errors import AccessDenied, InvalidSpec, PayloadTooLarge
 from ..spec import CrashScope, Flags, Phase, Restart, WorkerSpec
 
@@ -77,6 +78,7 @@ def _spec(message: requests.Register, latches: list[int]) -> WorkerSpec:
             user=given.user,
             main=given.main,
             crash_scope=CrashScope(given.crash_scope),
+            **read_options(given.options),
         )
     except InvalidSpec:
         raise

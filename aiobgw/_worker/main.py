@@ -75,6 +75,7 @@ _REHEARSALS: list[dict[str, Any]] = [
             "target": f"{__name__}:{function.__name__}",
             "main": None,
             "loop": "",
+            "options": {},
         },
         "payload": dumps(((), {})),
         "client": False,

@@ -41,6 +41,7 @@ WORD = st.integers(0, 2**63 - 1)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "bool": st.booleans(),
     "bytes": st.binary(max_size=40),
+    "dict": st.dictionaries(TEXT, TEXT, max_size=3),
     "float": st.floats(allow_nan=False),
     "int": st.integers(-(2**63), 2**64 - 1),
     "str": TEXT,
@@ -49,7 +50,10 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 def specs() -> st.SearchStrategy[requests.Spec]:
     """Return any spec at all: what its fields mean is not checked here."""
-    kinds = {field.name: str(field.type) for field in msgspec.structs.fields(requests.Spec)}
+    kinds = {
+        field.name: re.sub(r"\[.*\]", "", str(field.type))
+        for field in msgspec.structs.fields(requests.Spec)
+    }
 
     def strategy(kind: str) -> st.SearchStrategy[Any]:
         names = re.findall(r"\w+", kind.replace("<class", ""))
