@@ -20,6 +20,7 @@ from .._policy import life as happenings
 from .._policy.life import Action, Happening
 from .._process.events import Launch, Order
 from .._process.seam import LauncherSeam
+from ..errors import WorkerFailed
 from ..settings import Settings
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
@@ -48,7 +49,7 @@ class Effects:
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
-        fail: Callable[[str], None],
+        fail: Callable[[str, WorkerFailed | None], None],
     ) -> None:
         self._name = settings.name
         self._connector = settings.connector
@@ -82,7 +83,7 @@ class Effects:
             case actions.StopGroup(why):
                 self._stop_group(worker, why)
             case actions.FailSupervisor(why):
-                self._fail(f"worker {worker.spec.name!r}: {why}")
+                self._fail(f"worker {worker.spec.name!r}: {why}", _failure_of(worker))
             case actions.RecordUnknown(why):
                 self._record_unknown(worker, why)
             case actions.GiveUp():
@@ -167,6 +168,12 @@ class Effects:
                 name=worker.spec.name,
             )
         )
+
+
+def _failure_of(worker: RegisteredWorker) -> WorkerFailed | None:
+    """Return how it failed last, with its traceback; None if it did not."""
+    exit = worker.exit
+    return None if exit is None or exit.ok else WorkerFailed(worker.spec.name, exit)
 
 
 def duplicate(fds: list[int]) -> tuple[int, ...]:

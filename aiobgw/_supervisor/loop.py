@@ -215,7 +215,7 @@ class Loop:
                 self._on_exit(worker, status, failure)
             case process.Lost(_, why):
                 self._without_process(worker)
-                self._decide(worker, happenings.LaunchLost(why))
+                self._decide(worker, happenings.LaunchLost(why, random()))
             case process.Failed(_, why):
                 self._without_process(worker)
                 self._decide(worker, happenings.LaunchFailed(why))
