@@ -46,6 +46,7 @@ from ..status import (
     WorkerStatus,
     ZygoteRestarted,
 )
+from .cgroups import Cgroups
 from .closing import Closing
 from .cycle import Cycle
 from .effects import Effects, duplicate
@@ -93,6 +94,7 @@ class Core:
         self.effects: Effects | None = None
         self.closing: Closing | None = None
         self.groups = Groups(self.registry)
+        self.cgroups = Cgroups(settings, self.epoch)
         self.cycle = Cycle(settings, self.registry, self.news, fail=self.fail)
         self.zygote_event: asyncio.Future[process.ZygoteUp] | None = None
         self._thread = 0
@@ -161,6 +163,7 @@ class Core:
                 f"worker {spec.name!r}: flags: this supervisor has no connector",
                 hint="Supervisor(connector='package.module:function')",
             )
+        self.cgroups.check(spec)
         self.registry.check(spec)
 
     def _enter(
@@ -202,9 +205,11 @@ class Core:
         self._old_nofile = probe.make_room(
             settings.max_workers,
             settings.spares,
-            0 if settings.runtime_dir is None else settings.max_clients,
+            (0 if settings.runtime_dir is None else settings.max_clients)
+            + self.cgroups.descriptors_for(settings.max_workers),
         )
         self.outside.open()
+        self.cgroups.open()
         self.open_launcher(reaper)
 
     def open_launcher(self, reaper: str) -> None:
@@ -215,12 +220,14 @@ class Core:
         else:
             self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
         self.outside.connect(self.launcher.watcher)
+        self.cgroups.connect(self.launcher.watcher)
         self.effects = Effects(
             settings,
             self.epoch,
             self.registry,
             self.launcher,
             self.outside,
+            self.cgroups,
             begin_cycle=self.cycle.begin,
             stop_group=self.groups.stop,
             fail=self.fail,
@@ -263,6 +270,7 @@ class Core:
             reaper=reaper,
             nofile=self._old_nofile,
             lock=self.outside.lock,
+            cgroup=self.cgroups.path,
         )
 
     def _on_zygote(self, event: process.ZygoteUp | process.ZygoteFailed) -> None:
@@ -317,7 +325,7 @@ class Core:
             return
         if self.closing is None:
             self.closing = Closing(self.launcher)
-        if self.closing.step(workers=len(self.registry)):
+        if self.closing.step(workers=len(self.registry) + self.cgroups.pending):
             self._finish()
 
     def _finish(self) -> None:
@@ -326,6 +334,7 @@ class Core:
         self.news.publish(Closed(time.time()))
         self.outside.hang_up(in_order=True)
         self.close_launcher()
+        self.cgroups.close()
         self.outside.close()
         self.changes.tell()
 
@@ -341,6 +350,7 @@ class Core:
         self.cycle.cancel()
         self.outside.hang_up(in_order=False)
         self.close_launcher()
+        self.cgroups.close()
         self.outside.close()
         for worker in self.registry.all():
             worker.release()
@@ -354,6 +364,7 @@ class Core:
         if self.launcher is not None:
             self.launcher.close_copies()
         self.outside.close_copies()
+        self.cgroups.close_copies()
         for worker in self.registry.all():
             worker.release()
 

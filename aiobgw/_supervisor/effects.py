@@ -24,6 +24,7 @@ from ..errors import WorkerFailed
 from ..settings import Settings
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
+from .cgroups import Cgroups
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
 
@@ -46,6 +47,7 @@ class Effects:
         registry: Registry,
         launcher: LauncherSeam,
         outside: Outside,
+        cgroups: Cgroups,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
@@ -57,6 +59,7 @@ class Effects:
         self._registry = registry
         self._launcher = launcher
         self._outside = outside
+        self._cgroups = cgroups
         self._begin_cycle = begin_cycle
         self._stop_group = stop_group
         self._fail = fail
@@ -89,6 +92,7 @@ class Effects:
             case actions.GiveUp():
                 log.error("worker %s: SIGKILL does not end pid %s", worker.spec.name, worker.pid)
             case actions.Retire():
+                self.leave_cgroup(worker)
                 self._registry.release(worker)
             case unknown:
                 assert_never(unknown)
@@ -101,9 +105,15 @@ class Effects:
             worker.client_end = self._outside.channel_for(worker.spec.name)
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
+    def leave_cgroup(self, worker: RegisteredWorker) -> None:
+        """End what its last process has left in its cgroup, and let go of it."""
+        self._cgroups.leave(worker)
+
     def _order(self, worker: RegisteredWorker) -> Order:
         flags = worker.fields["flags"]
         client = () if worker.client_end is None else (worker.client_end.fd,)
+        cgroup = self._cgroups.make(worker)
+        entrance = () if worker.cgroup is None else (worker.cgroup.entrance,)
         data = protocol.pack_order(
             {
                 "supervisor": self._name,
@@ -116,13 +126,15 @@ class Effects:
                 "client": bool(client),
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
+                "cgroup": cgroup,
+                "environ": {},
             }
         )
-        # Order of descriptors: arguments, channel, latches; the worker takes them in turn.
+        # Order of descriptors, which the worker takes in turn: arguments, channel, cgroup, latches.
         in_memfd = 1 if worker.payload is None else 0
-        fds = (*worker.fds[:in_memfd], *client, *worker.fds[in_memfd:])
+        fds = (*worker.fds[:in_memfd], *client, *entrance, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
-        return Order(data, fds, worker.spec.command is not None, kind)
+        return Order(data, fds, worker.spec.command is not None, kind, worker.cgroup)
 
     def _signal(self, worker: RegisteredWorker, signum: int, group: bool) -> None:
         if worker.launch is None:

@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 # Read once, in the zygote: to look into os.environ costs a fresh process 20 page faults.
 _START_DELAY = os.environ.get("AIOBGW_START_DELAY")
 
+_IDENTITY = frozenset(
+    (
+        "user_group",
+        "supplementary_groups",
+        "umask",
+        "cwd",
+        "env",
+        "nice",
+        "cpus",
+        "rlimits",
+    )
+)
+"""The options for which a worker imports ``identity``."""
+
 
 def rehearse(kind: str) -> object:
     """Carry out an order that does nothing, all the way, so that the real one finds it done.
@@ -81,6 +95,8 @@ _REHEARSALS: list[dict[str, Any]] = [
         "client": False,
         "latches": [],
         "connector": None,
+        "cgroup": None,
+        "environ": {},
     }
     for function in (_nothing, _nothing_async)
 ]
@@ -107,9 +123,10 @@ def _carry_out(
     fields = order["spec"]
     payload = _payload(order, fds)
     client_fd = fds.pop(0) if order["client"] else -1
+    entrance = fds.pop(0) if order["cgroup"] == "" else -1
     latches = {name: Latch.adopt(fd) for name, fd in zip(order["latches"], fds, strict=True)}
-    if fields["user"] is not None:
-        _drop_privileges(fields["user"], channel, lifeline)
+    if order["environ"] or not _is_as_it_shall_be(order):
+        _become(order, entrance, channel, lifeline)
     if fields["command"]:
         _execute(os.fsdecode(payload).split("\0"), channel, lifeline)
 
@@ -118,7 +135,7 @@ def _carry_out(
     if order["connector"] is not None:
         worker.database = connection.Database(worker, order["connector"])
     context.become(worker)
-    handlers = Handlers(worker, rehearsal=rehearsal)
+    handlers = Handlers(worker, rehearsal=rehearsal, keep_core="core" in _rlimits(fields))
     handlers.install()
     code, text = _run(worker, handlers, fields, payload, runner, channel)
     return handlers, code, text
@@ -268,13 +285,34 @@ def _end(
     os._exit(code)
 
 
-def _drop_privileges(user: str | int, channel: Channel, lifeline: int) -> None:
-    from .identity import become_user
+def _is_as_it_shall_be(order: dict[str, Any]) -> bool:
+    """Tell whether nothing is asked for but what every child of the zygote has."""
+    fields = order["spec"]
+    return (
+        fields["user"] is None
+        and order["cgroup"] is None
+        and _IDENTITY.isdisjoint(fields["options"])
+    )
 
+
+def _rlimits(fields: dict[str, Any]) -> dict[str, Any]:
+    limits: dict[str, Any] = fields["options"].get("rlimits", {})
+    return limits
+
+
+def _become(order: dict[str, Any], entrance: int, channel: Channel, lifeline: int) -> None:
+    """Get identity and limits; whatever goes wrong, nothing of the worker runs."""
+    if order["cgroup"]:
+        _fail(channel, order["cgroup"])
     try:
-        become_user(user, lifeline)
-    except (OSError, KeyError) as error:
-        _fail(channel, f"cannot become user {user!r}: {error}")
+        if not _is_as_it_shall_be(order):
+            from .identity import become
+
+            become(order, entrance, lifeline)
+        if order["environ"]:
+            os.environ.update(order["environ"])
+    except BaseException as error:
+        _fail(channel, str(error) if type(error).__name__ == "Refused" else repr(error))
 
 
 def _execute(command: list[str], channel: Channel, lifeline: int) -> NoReturn:
