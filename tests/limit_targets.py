@@ -108,8 +108,9 @@ def open_place(path: Path) -> Path:
 def leave_a_session(path: str) -> None:
     """Start a process in a session of its own, which no signal to our group reaches; end."""
     child = subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True)
-    with open(path, "w") as file:
+    with open(f"{path}.new", "w") as file:
         file.write(str(child.pid))
+    os.rename(f"{path}.new", path)  # complete, for whoever waits for it
     child.returncode = 0  # no warning about it
 
 
@@ -118,8 +119,7 @@ def stay_with_a_session(path: str) -> None:
     import signal
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    leave_a_session(f"{path}.new")
-    os.rename(f"{path}.new", path)
+    leave_a_session(path)
     while True:
         signal.pause()
 

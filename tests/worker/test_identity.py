@@ -15,6 +15,7 @@ import pytest
 
 import aiobgw
 from aiobgw import ExitKind, Restart, WorkerSpec
+from aiobgw._worker.identity import Identity
 
 from .. import limit_targets, procs
 from ..conftest import MakeSupervisor
@@ -216,6 +217,46 @@ async def test_a_member_that_cannot_begin_begins_no_crash_cycle(
     }
     await refused(supervisor, tmp_path / "report", "plain", **member)
     assert supervisor.status().cycle == 0
+
+
+class Told(Identity):
+    """An identity to which the kernel tells what a test wants."""
+
+    def __init__(self, uid: int, told: dict[str, str]) -> None:
+        super().__init__(uid, uid, ())
+        os.close(self._status)
+        self._told = told
+
+    def _says(self, name: str) -> list[str]:
+        return self._told[name].split()
+
+
+@pytest.mark.parametrize(
+    ("lie", "text"),
+    [
+        ({"Uid": "7 7 0 7"}, "Uid is .*, not 7"),
+        ({"Uid": "0 7 7 7"}, "Uid is .*, not 7"),
+        ({"Gid": "7 7 0 7"}, "Gid is .*, not 7"),
+        ({"CapInh": "1"}, "CapInh is not empty"),
+        ({"CapPrm": "80"}, "CapPrm is not empty"),
+        ({"CapEff": "ff"}, "CapEff is not empty"),
+        ({"CapAmb": "1"}, "CapAmb is not empty"),
+        ({"groups": [0]}, r"groups are \[0\], not \[\]"),
+        ({"gids": (7, 7, 0)}, "gids are .*, not 7"),
+        ({}, "it could become root again"),
+    ],
+)
+def test_s16_the_last_look_finds_whatever_is_left(
+    monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any], text: str
+) -> None:
+    told = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapAmb"), "0000000000000000")
+    told |= {"Uid": "7 7 7 7", "Gid": "7 7 7 7"}
+    identity = Told(7, {**told, **lie})
+    monkeypatch.setattr(os, "getgroups", lambda: lie.get("groups", []))
+    monkeypatch.setattr(os, "getresgid", lambda: lie.get("gids", (7, 7, 7)))
+    monkeypatch.setattr(os, "setuid", lambda uid: None)
+    with pytest.raises(ValueError, match=text):
+        identity._verify()
 
 
 HOST = """
