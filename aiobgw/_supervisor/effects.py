@@ -79,6 +79,7 @@ class Effects:
                 if worker.launch is not None:
                     self._launcher.drop(worker.launch)
                     worker.launch = None
+                    self.leave_cgroup(worker)
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
             case actions.BeginCycle():

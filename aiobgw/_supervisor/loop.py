@@ -255,7 +255,9 @@ class Loop:
         level = logging.DEBUG if exit.ok else logging.WARNING
         log.log(level, "worker %s (%s): %s", worker.spec.name, worker.spec.type, exit)
         self._news.exited(worker)
-        abrupt = is_abrupt(signal=exit.signal, farewell=worker.farewell is not None)
+        # Whoever says why it cannot begin has begun nothing, and left nothing in mid-work.
+        farewell = worker.farewell is not None or failure is not None
+        abrupt = is_abrupt(signal=exit.signal, farewell=farewell)
         self._decide(worker, happenings.HasExited(exit.kind, abrupt, random()))
 
     def _exit_status(
@@ -268,7 +270,7 @@ class Loop:
         kind = exit_kind(
             code=code,
             signal=signal,
-            farewell=worker.farewell is not None,
+            farewell=worker.farewell is not None or failure is not None,
             command=worker.spec.command is not None,
             asked=life.asked,
             overdue=life.overdue,
