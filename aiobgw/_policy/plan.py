@@ -69,6 +69,8 @@ def _loss(life: Life, actions: tuple[Action, ...], situation: Situation) -> tupl
     unasked = not life.terminate and situation.stop is None
     if not (life.rule.essential and unasked) or Retire() not in actions:
         return ()
+    if any(isinstance(action, FailSupervisor) for action in actions):
+        return ()  # it escalates already
     return (FailSupervisor(f"it is essential, and has ended: {life.reason}"),)
 
 
