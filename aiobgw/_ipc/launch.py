@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-WIRE = 4
+WIRE = 5
 TEXT_BYTES = 8_000
 
 HELLO, FAILED, STARTED, READY, FAREWELL = b"H", b"X", b"S", b"R", b"F"
@@ -44,6 +44,7 @@ ORDER = (
     "client",
     "latches",
     "connector",
+    "environ",
     "spec",
 )
 SPEC = (

@@ -12,6 +12,7 @@ from .._ipc.channel import Channel
 from .._ipc.latch import Latch
 from ..errors import Terminated
 from . import connection, context, target
+from .notification import give
 from .signals import Handlers, restore_defaults
 from .title import set_title
 
@@ -81,6 +82,7 @@ _REHEARSALS: list[dict[str, Any]] = [
         "client": False,
         "latches": [],
         "connector": None,
+        "environ": {},
     }
     for function in (_nothing, _nothing_async)
 ]
@@ -107,11 +109,14 @@ def _carry_out(
     fields = order["spec"]
     payload = _payload(order, fds)
     client_fd = fds.pop(0) if order["client"] else -1
+    number = fields["options"].get("notification_fd")
+    notification = None if number is None else (fds.pop(0), number)
     latches = {name: Latch.adopt(fd) for name, fd in zip(order["latches"], fds, strict=True)}
     if fields["user"] is not None:
         _drop_privileges(fields["user"], channel, lifeline)
     if fields["command"]:
-        _execute(os.fsdecode(payload).split("\0"), channel, lifeline)
+        words = os.fsdecode(payload).split("\0")
+        _execute(words, channel, lifeline, order["environ"], notification)
 
     set_title(f"aiobgw: {order['supervisor']} worker {fields['name']}")
     worker = context.CurrentWorker(order, channel, latches, client_fd)
@@ -277,9 +282,20 @@ def _drop_privileges(user: str | int, channel: Channel, lifeline: int) -> None:
         _fail(channel, f"cannot become user {user!r}: {error}")
 
 
-def _execute(command: list[str], channel: Channel, lifeline: int) -> NoReturn:
+def _execute(
+    command: list[str],
+    channel: Channel,
+    lifeline: int,
+    environ: dict[str, str],
+    notification: tuple[int, int] | None,
+) -> NoReturn:
     """Become the command; the channel closes itself then, which says that it worked."""
     try:
+        os.environ.update(environ)
+        if "WATCHDOG_USEC" in environ:
+            os.environ["WATCHDOG_PID"] = str(os.getpid())
+        if notification is not None:
+            channel, lifeline = give(*notification, channel, lifeline)
         # The program keeps the armed lifeline, unless it closes what it does not know.
         os.set_inheritable(lifeline, True)
         restore_defaults()
