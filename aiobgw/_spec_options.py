@@ -215,7 +215,7 @@ _OPTIONS: dict[str, _Option] = {
     ),
     "notification_fd": _Option(None, _number(3, 1023, whole=True), "must be 3 to 1023"),
     "start_timeout": _Option(None, _above_zero(DAY), _SOME_SECONDS),
-    "watchdog": _Option(None, _number(0.1, DAY), "must be 0.1 to 86400 seconds"),
+    "watchdog": _Option(None, _number(0.5, DAY), "must be 0.5 to 86400 seconds"),
     "stop_signal": _Option(
         SIGTERM, _is_stop_signal, "must be a signal, but not SIGKILL or SIGSTOP"
     ),

@@ -88,7 +88,7 @@ class WorkerSpec:
                     3 to 1,023; needs NOTIFY; without it a command speaks sd_notify's protocol
     start_timeout   seconds from its launch until it must be ready (without readiness: have
                     started), above 0 to 86,400 (default: 90 with NOTIFY and PROBE, else none)
-    watchdog        seconds within which it must give a sign of life once it is ready, 0.1 to
+    watchdog        seconds within which it must give a sign of life once it is ready, 0.5 to
                     86,400 (default: none).  Async targets do so by themselves from their event
                     loop, plain ones call ``beat()``, commands send WATCHDOG=1
 

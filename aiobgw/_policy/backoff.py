@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .life import Rule
+
 LAUNCH_ATTEMPTS = 3
 """How often a launch that reached no process is made again at once."""
 
@@ -22,3 +24,21 @@ def zygote_delay(failures: int) -> float:
 def _doubled(first: float, times: int, most: float) -> float:
     """Double *first* for each time after the first one, up to *most*; no overflow."""
     return min(most, first * 2.0 ** min(times - 1, 32))
+
+
+def restart_delay(rule: Rule, streak: int, luck: float) -> float:
+    """Return the pause after the n-th failure in a row (n from 1).
+
+    systemd's RestartSteps and Kubernetes' crash loop in shape; the jitter is Nomad's, and only
+    ever makes a pause longer.
+    """
+    most = max(rule.restart_delay, rule.restart_delay_max)
+    factor = rule.restart_backoff ** min(max(streak, 1) - 1, 32)
+    return min(most, rule.restart_delay * factor) * (1.0 + rule.restart_jitter * luck)
+
+
+def healthy_time(rule: Rule) -> float:
+    """Return for how long a worker must have been ready to end a streak of failures."""
+    if rule.restart_reset is not None:
+        return rule.restart_reset
+    return max(60.0, 10.0 * rule.restart_delay)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from signal import SIGTERM
 from typing import NamedTuple
 
-from ..spec import Phase, Restart, ShutdownMode
+from ..spec import Escalate, Phase, Restart, ShutdownMode, Strategy
 from ..status import ExitKind, WorkerState
 
 
@@ -20,8 +21,24 @@ class Rule:
 
     restart: Restart = Restart.ON_FAILURE
     restart_delay: float = 1.0
+    restart_backoff: float = 2.0
+    restart_delay_max: float = 60.0
+    restart_jitter: float = 0.25
+    restart_reset: float | None = None
+    max_restarts: int | None = 5
+    max_seconds: float = 60.0
+    escalate: Escalate = Escalate.IGNORE
+    essential: bool = False
+    needs_ready: bool = False
+    start_timeout: float | None = None
+    watchdog: float | None = None
+    stop_signal: int = int(SIGTERM)
     stop_timeout: float = 10.0
+    max_age: float | None = None
+    max_age_jitter: float = 0.1
     start_when: Phase = Phase.RUNNING
+    group: str | None = None
+    strategy: Strategy = Strategy.ONE_FOR_ONE
     member: bool = False
 
 
@@ -35,7 +52,7 @@ class Situation:
 
 
 class Due(enum.Enum):
-    """What a worker's one deadline is for."""
+    """What a worker's deadline is for."""
 
     START = "start"
     KILL = "kill"
@@ -50,6 +67,14 @@ class Life(NamedTuple):
     its launches that reached no process, ``failures`` those whose fork
     failed.  ``overdue``: SIGKILL was sent because it did not end in time.  ``cycled``: its
     process was ended by a crash cycle that it did not begin; ``dropped``: its launch was.
+
+    ``ready`` is of this incarnation, ``healthy_since`` the moment it became so first.
+    ``streak`` counts the failures since it was healthy for long enough, ``recent`` has the
+    moments of its restarts by rule that the window of its intensity still holds.  ``trouble``:
+    why the rules end this incarnation, as a failure.  Besides ``deadline``, which says what
+    follows next (``due``), three moments may be set while it is up: ``ready_by`` (ready, or
+    it counts as failed), ``watch_at`` (look for a sign of life; ``silent`` counts the looks
+    without one) and ``old_at`` (replace it).
 
     A named tuple: each decision makes a new one, in a tenth of dataclasses.replace's time.
     """
@@ -69,14 +94,32 @@ class Life(NamedTuple):
     signals: tuple[int, ...] = ()
     lost: int = 0
     failures: int = 0
+    ready: bool = False
+    healthy_since: float | None = None
+    streak: int = 0
+    recent: tuple[float, ...] = ()
+    trouble: str = ""
     deadline: float | None = None
     due: Due | None = None
+    ready_by: float | None = None
+    watch_at: float | None = None
+    silent: int = 0
+    old_at: float | None = None
     reason: str = ""
 
     @property
     def asked(self) -> bool:
         """Tell whether its end was asked for."""
         return self.terminate or self.restart
+
+    @property
+    def wakes_at(self) -> float | None:
+        """The first of its moments, None if it waits for no time to pass."""
+        first = self.deadline
+        for at in (self.ready_by, self.watch_at, self.old_at):
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
 
 
 # What happens to a worker.
@@ -94,18 +137,59 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class HasStarted:
-    """The target is imported and about to be called, or the command was executed."""
+    """The target is imported and about to be called, or the command was executed.
+
+    ``luck``: a random number from 0 to 1, for what is to be spread.
+    """
+
+    luck: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SaidReady:
+    """It is ready: it says so, or a probe does."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaidReloading:
+    """It is not ready until it says so again (RELOADING=1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaidStopping:
+    """It has begun to end by itself (STOPPING=1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """It gave a sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """It needs more time for its start or its end: so many seconds from now."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class OverLimit:
+    """It uses more than it may, as the text says."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class HasExited:
     """Its process is over; what that means was classified before.
 
-    ``abrupt``: it may have left in mid-work whatever it shares with others.
+    ``abrupt``: it may have left in mid-work whatever it shares with others.  ``luck``: a
+    random number from 0 to 1, for what is to be spread.
     """
 
     kind: ExitKind
     abrupt: bool = False
+    luck: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +254,12 @@ Happening = (
     Consider
     | Hello
     | HasStarted
+    | SaidReady
+    | SaidReloading
+    | SaidStopping
+    | Beat
+    | Extend
+    | OverLimit
     | HasExited
     | LaunchLost
     | LaunchFailed
@@ -216,6 +306,20 @@ class BeginCycle:
 
 
 @dataclass(frozen=True, slots=True)
+class StopGroup:
+    """End all of its group for good, because it cannot be kept up."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailSupervisor:
+    """Have the supervisor fail."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecordUnknown:
     """Record an exit of unknown status: launch after launch reached no process."""
 
@@ -232,4 +336,15 @@ class Retire:
     """It is over for good: free the slot, then tell its waiters."""
 
 
-Action = Launch | Withdraw | Drop | Signal | BeginCycle | RecordUnknown | GiveUp | Retire
+Action = (
+    Launch
+    | Withdraw
+    | Drop
+    | Signal
+    | BeginCycle
+    | StopGroup
+    | FailSupervisor
+    | RecordUnknown
+    | GiveUp
+    | Retire
+)

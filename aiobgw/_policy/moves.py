@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from signal import SIGQUIT
+from signal import SIGCONT, SIGQUIT
 
 from ..status import WorkerState
-from .life import Action, Drop, Due, Life, Retire, Signal
+from .life import Action, Drop, Due, Life, Retire, Rule, Signal, Withdraw
 
 KILL_TIMEOUT = 5.0
 """Seconds from SIGQUIT to SIGKILL, and from SIGKILL until a process counts as unkillable
@@ -18,14 +18,46 @@ Plan = tuple[Life, tuple[Action, ...]]
 
 def retire(life: Life, reason: str) -> Plan:
     """End it for good: no process of it is left, or none that could be ended."""
-    over = life._replace(
-        state=WorkerState.STOPPED,
-        has_process=False,
-        deadline=None,
-        due=None,
-        reason=reason,
-    )
+    over = without_process(life)._replace(state=WorkerState.STOPPED, reason=reason)
     return over, (Retire(),)
+
+
+def without_process(life: Life) -> Life:
+    """Clear what belongs to a process."""
+    return unwatched(life)._replace(
+        has_process=False, ready=False, healthy_since=None, deadline=None, due=None
+    )
+
+
+def unwatched(life: Life) -> Life:
+    """Clear the moments of a worker that is up: it has come to its end."""
+    return life._replace(ready_by=None, watch_at=None, silent=0, old_at=None)
+
+
+def stopping(life: Life, now: float) -> Plan:
+    """Ask a worker that is up to end, and give it ``stop_timeout``."""
+    ending = unwatched(life)._replace(
+        state=WorkerState.STOPPING,
+        deadline=now + life.rule.stop_timeout,
+        due=Due.KILL,
+    )
+    # Without a process the request is remembered, and sent when it says hello.
+    return ending, (stop_signals(life.rule) if life.has_process else (Withdraw(),))
+
+
+def stop_signals(rule: Rule) -> tuple[Signal, ...]:
+    """Return what asks a process to end; SIGCONT, since a stopped one hears nothing (s6)."""
+    return Signal(rule.stop_signal), Signal(SIGCONT)
+
+
+def fail_incarnation(life: Life, why: str, now: float) -> Plan:
+    """End an incarnation as a failure; what follows is for its restart rule.
+
+    Who is asked to end already just ends.
+    """
+    if life.state not in (WorkerState.STARTING, WorkerState.RUNNING) or not life.has_process:
+        return life, ()
+    return stopping(life._replace(trouble=why, reason=why), now)
 
 
 def drop_and_retire(life: Life, reason: str) -> Plan:
@@ -40,5 +72,5 @@ def quit_now(life: Life, now: float) -> Plan:
     if life.state is WorkerState.STOPPING and life.deadline is not None:
         due_at = min(due_at, life.deadline)
     due = Due.GIVE_UP if life.due is Due.GIVE_UP else Due.KILL
-    quitting = life._replace(state=WorkerState.STOPPING, deadline=due_at, due=due)
+    quitting = unwatched(life)._replace(state=WorkerState.STOPPING, deadline=due_at, due=due)
     return quitting, (Signal(SIGQUIT),)

@@ -36,17 +36,20 @@ def exit_kind(
     overdue: bool,
     member: bool = False,
     cycled: bool = False,
+    trouble: bool = False,
 ) -> ExitKind:
     """Classify an exit.
 
     ``farewell``: the worker said that it ends, so that its code is its own; ``asked``: its
     end was requested; ``overdue``: it had to be killed because it did not end in time;
-    ``cycled``: a crash cycle ended it, unless it left in order at the same time.
+    ``cycled``: a crash cycle ended it, unless it left in order at the same time; ``trouble``:
+    the rules ended it, for something that counts as a failure.
     """
     ended = asked or (cycled and is_abrupt(signal=signal, farewell=farewell))
     if code is None and signal is None:
-        return ExitKind.TERMINATED if ended and not overdue else ExitKind.UNKNOWN
-    if overdue:
+        in_order = ended and not (overdue or trouble)
+        return ExitKind.TERMINATED if in_order else ExitKind.UNKNOWN
+    if overdue or trouble:
         return ExitKind.FAILED
     if ended:
         return ExitKind.TERMINATED

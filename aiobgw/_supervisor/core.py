@@ -49,6 +49,7 @@ from ..status import (
 from .closing import Closing
 from .cycle import Cycle
 from .effects import Effects, duplicate
+from .groups import Groups
 from .loop import Loop
 from .news import News
 from .outside import Outside
@@ -78,7 +79,9 @@ class Core:
         self.settings = settings
         self.epoch = secrets.randbits(63)
         self.stage = Stage.NEW
-        self.registry = Registry(settings.max_workers, settings.max_parallel_workers)
+        self.registry = Registry(
+            settings.max_workers, settings.max_parallel_workers, settings.groups
+        )
         self.news = News()
         self.changes = Changes()
         self.failure: SupervisorFailed | None = None
@@ -89,6 +92,7 @@ class Core:
         self.loop: Loop | None = None
         self.effects: Effects | None = None
         self.closing: Closing | None = None
+        self.groups = Groups(self.registry)
         self.cycle = Cycle(settings, self.registry, self.news, fail=self.fail)
         self.zygote_event: asyncio.Future[process.ZygoteUp] | None = None
         self._thread = 0
@@ -218,6 +222,8 @@ class Core:
             self.launcher,
             self.outside,
             begin_cycle=self.cycle.begin,
+            stop_group=self.groups.stop,
+            fail=self.fail,
         )
         self.loop = Loop(
             self.registry,
@@ -230,6 +236,7 @@ class Core:
             publish=self.outside.publish,
             after_turn=self._after_turn,
         )
+        self.groups.attach(self.loop)
         self.cycle.attach(self.loop, self.outside.publish_head)
         self.zygote_event = asyncio.get_running_loop().create_future()
         self.launcher.start(self.loop.turn)

@@ -47,6 +47,8 @@ class Effects:
         outside: Outside,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
+        stop_group: Callable[[RegisteredWorker, str], None],
+        fail: Callable[[str], None],
     ) -> None:
         self._name = settings.name
         self._connector = settings.connector
@@ -55,6 +57,8 @@ class Effects:
         self._launcher = launcher
         self._outside = outside
         self._begin_cycle = begin_cycle
+        self._stop_group = stop_group
+        self._fail = fail
         # Ownership: nobody's, or what has ended would be kept, its latches too.
         self._pokes: deque[tuple[float, ref[Launch], int]] = deque()
 
@@ -75,6 +79,10 @@ class Effects:
                 self._signal(worker, signum, group)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
+            case actions.StopGroup(why):
+                self._stop_group(worker, why)
+            case actions.FailSupervisor(why):
+                self._fail(f"worker {worker.spec.name!r}: {why}")
             case actions.RecordUnknown(why):
                 self._record_unknown(worker, why)
             case actions.GiveUp():
@@ -87,7 +95,6 @@ class Effects:
 
     def _launch(self, worker: RegisteredWorker) -> None:
         worker.farewell = None
-        worker.ready = False
         worker.close_client_end()
         if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
             worker.client_end = self._outside.channel_for(worker.spec.name)
@@ -124,7 +131,7 @@ class Effects:
                 worker.launch.kill_group()
             else:
                 worker.launch.signal(signum)
-                if worker.spec.command is None:
+                if worker.spec.command is None and signum != signal.SIGCONT:
                     self._poke_later(worker.launch, POKES)
         except OSError as error:
             log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)

@@ -11,18 +11,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from random import random
 
 from .._ipc import launch as protocol
 from .._policy import life as happenings
 from .._policy.clock import Clock
 from .._policy.deadlines import Deadlines
-from .._policy.life import Action, Happening, Situation
+from .._policy.life import Action, Happening, Life, Situation
 from .._policy.plan import plan
 from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
 from .._process.exits import meaning
 from .._process.seam import LauncherSeam
-from ..status import ExitKind, ExitStatus, WorkerState
+from ..status import ExitKind, ExitStatus
 from .clock import Alarm, GoingOn, SystemClock
 from .effects import Effects
 from .news import News
@@ -163,17 +164,17 @@ class Loop:
                 led_to = self._perform(worker, action)
                 if led_to is not None:
                     pending.append(led_to)
-        self._deadlines.set(worker.slot, worker.life.deadline)
+        self._deadlines.set(worker.slot, worker.life.wakes_at)
         if worker.life is not before:
-            self._changed(worker, before.state, now)
+            self._changed(worker, before, now)
 
-    def _changed(self, worker: RegisteredWorker, before: WorkerState, now: float) -> None:
+    def _changed(self, worker: RegisteredWorker, before: Life, now: float) -> None:
         """Note a change.
 
         Ordering: what it led to is done, the slot is free, and (at the end of the turn) the
         board is written before anybody is told.
         """
-        if worker.life.state is not before:
+        if worker.life.state is not before.state:
             log.debug("worker %s: %s", worker.spec.name, worker.life.state.value)
         worker.plan_next_start(now)
         self._news.changed(worker, before)
@@ -228,7 +229,7 @@ class Loop:
                     self._launcher.used(kind)
                     self._started(worker)
                 case protocol.READY:
-                    self._ready(worker)
+                    self._decide(worker, happenings.SaidReady())
                 case protocol.FAREWELL:
                     worker.farewell = protocol.read_coded(frame)
                 case other:
@@ -238,17 +239,10 @@ class Loop:
 
     def _started(self, worker: RegisteredWorker) -> None:
         worker.started_at = time.time()
-        worker.ready = True  # until a spec asks for more
-        self._decide(worker, happenings.HasStarted())
-
-    def _ready(self, worker: RegisteredWorker) -> None:
-        if not worker.ready:
-            worker.ready = True
-            self._changed(worker, worker.life.state, self._clock.now())
+        self._decide(worker, happenings.HasStarted(random()))
 
     def _without_process(self, worker: RegisteredWorker) -> None:
         worker.launch = None
-        worker.ready = False
         self._registry.set_pid(worker, None)
 
     def _on_exit(self, worker: RegisteredWorker, status: int | None, failure: str | None) -> None:
@@ -259,7 +253,7 @@ class Loop:
         log.log(level, "worker %s (%s): %s", worker.spec.name, worker.spec.type, exit)
         self._news.exited(worker)
         abrupt = is_abrupt(signal=exit.signal, farewell=worker.farewell is not None)
-        self._decide(worker, happenings.HasExited(exit.kind, abrupt))
+        self._decide(worker, happenings.HasExited(exit.kind, abrupt, random()))
 
     def _exit_status(
         self, worker: RegisteredWorker, status: int | None, failure: str | None
@@ -277,8 +271,9 @@ class Loop:
             overdue=life.overdue,
             member=life.rule.member,
             cycled=life.cycled,
+            trouble=bool(life.trouble),
         )
-        by_us = life.asked or life.overdue or kind is ExitKind.TERMINATED
+        by_us = life.asked or life.overdue or life.trouble or kind is ExitKind.TERMINATED
         text = worker.farewell[1] if worker.farewell is not None else failure
         return ExitStatus(
             incarnation=life.incarnation,

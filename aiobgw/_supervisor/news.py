@@ -7,6 +7,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from .._client.events import EventStream
+from .._policy.life import Life
 from ..status import (
     Event,
     Exited,
@@ -15,6 +16,7 @@ from ..status import (
     Restarting,
     Retired,
     Started,
+    WorkerEvent,
     WorkerState,
 )
 from .registry import RegisteredWorker
@@ -57,22 +59,29 @@ class News:
         if self._streams:
             self.publish(Exited(time.time(), worker.status()))
 
-    def changed(self, worker: RegisteredWorker, before: WorkerState) -> None:
-        """Tell of the state that a worker has come to."""
-        if not self._streams or worker.life.state is before:
+    def changed(self, worker: RegisteredWorker, before: Life) -> None:
+        """Tell of the state that a worker has come to, and of its readiness."""
+        if not self._streams:
             return
-        kind = _EVENTS.get(worker.life.state)
-        if worker.life.state is WorkerState.STARTING and before is WorkerState.STOPPING:
-            kind = Restarting  # at once, because it was asked for
-        if kind is None:
-            return
-        status = worker.status()
-        self.publish(kind(time.time(), status))
-        if kind is Started and worker.ready:
-            self.publish(Ready(time.time(), status))
+        kind = _event(worker.life, before)
+        if kind is not None:
+            self.publish(kind(time.time(), worker.status()))
+        up = worker.life.state is WorkerState.RUNNING and worker.life.ready
+        was_up = before.state is WorkerState.RUNNING and before.ready
+        if up and not was_up:
+            self.publish(Ready(time.time(), worker.status()))
 
 
-_EVENTS = {
+def _event(life: Life, before: Life) -> type[WorkerEvent] | None:
+    """Return the event for a change of state, if there is one for it."""
+    if life.state is before.state:
+        return None
+    if life.state is WorkerState.STARTING and before.state is WorkerState.STOPPING:
+        return Restarting  # at once, because it was asked for
+    return _EVENTS.get(life.state)
+
+
+_EVENTS: dict[WorkerState, type[WorkerEvent]] = {
     WorkerState.RUNNING: Started,
     WorkerState.BACKOFF: Restarting,
     WorkerState.STOPPED: Retired,

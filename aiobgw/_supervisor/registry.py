@@ -12,6 +12,7 @@ import heapq
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from .._client.changes import Changes
@@ -19,8 +20,11 @@ from .._ipc.channel import Channel
 from .._policy.life import Life, Rule
 from .._process.events import Launch
 from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
-from ..spec import CrashScope, Flags, WorkerSpec
+from ..spec import CrashScope, Flags, Readiness, Strategy, WorkerSpec
 from ..status import ExitStatus, WorkerState, WorkerStatus
+
+START_TIMEOUT = 90.0
+"""Seconds for those who need to become ready and say nothing else (systemd's default)."""
 
 EXITS_KEPT = 16
 LAST_KEPT = 256
@@ -44,7 +48,6 @@ class RegisteredWorker:
         "next_start_at",
         "payload",
         "pid",
-        "ready",
         "slot",
         "spec",
         "started_at",
@@ -58,6 +61,7 @@ class RegisteredWorker:
         fields: dict[str, Any],
         payload: bytes | None,
         fds: tuple[int, ...],
+        rule: Rule,
     ) -> None:
         self.spec = spec
         self.slot = slot
@@ -65,10 +69,9 @@ class RegisteredWorker:
         self.fields = fields
         self.payload = payload
         self.fds = fds
-        self.life = Life(_rule(spec))
+        self.life = Life(rule)
         self.launch: Launch | None = None
         self.pid: int | None = None
-        self.ready = False
         self.is_async = False
         self.started_at: float | None = None
         self.next_start_at: float | None = None
@@ -81,6 +84,10 @@ class RegisteredWorker:
     def exit(self) -> ExitStatus | None:
         """How the last incarnation ended."""
         return self.exits[-1] if self.exits else None
+
+    @property
+    def ready(self) -> bool:
+        return self.life.ready
 
     @property
     def is_over(self) -> bool:
@@ -132,12 +139,34 @@ class RegisteredWorker:
         self.payload = None
 
 
-def _rule(spec: WorkerSpec) -> Rule:
+def rule_of(spec: WorkerSpec, groups: Mapping[str, Strategy]) -> Rule:
+    """Return what of a spec the rules depend on."""
+    needs_ready = spec.ready is not Readiness.NONE
+    start_timeout = spec.start_timeout
+    if start_timeout is None and needs_ready:
+        start_timeout = START_TIMEOUT
+    group = spec.group
     return Rule(
         restart=spec.restart,
         restart_delay=spec.restart_delay,
+        restart_backoff=spec.restart_backoff,
+        restart_delay_max=spec.restart_delay_max,
+        restart_jitter=spec.restart_jitter,
+        restart_reset=spec.restart_reset,
+        max_restarts=spec.max_restarts,
+        max_seconds=spec.max_seconds,
+        escalate=spec.escalate,
+        essential=spec.essential,
+        needs_ready=needs_ready,
+        start_timeout=start_timeout,
+        watchdog=spec.watchdog,
+        stop_signal=spec.stop_signal,
         stop_timeout=spec.stop_timeout,
+        max_age=spec.max_age,
+        max_age_jitter=spec.max_age_jitter,
         start_when=spec.start_when,
+        group=group,
+        strategy=groups.get(group, Strategy.ONE_FOR_ONE) if group else Strategy.ONE_FOR_ONE,
         member=spec.crash_scope is CrashScope.ALL,
     )
 
@@ -145,7 +174,10 @@ def _rule(spec: WorkerSpec) -> Rule:
 class Registry:
     """Slots, names and pids."""
 
-    def __init__(self, max_workers: int, max_parallel: int) -> None:
+    def __init__(
+        self, max_workers: int, max_parallel: int, groups: Mapping[str, Strategy] | None = None
+    ) -> None:
+        self._groups = groups or {}
         self.max_workers = max_workers
         self.max_parallel = max_parallel
         self.parallel = 0
@@ -180,7 +212,8 @@ class Registry:
         slot = heapq.heappop(self._free)
         self._registered += 1
         self.used = max(self.used, slot + 1)
-        worker = RegisteredWorker(spec, slot, self._registered, fields, payload, fds)
+        rule = rule_of(spec, self._groups)
+        worker = RegisteredWorker(spec, slot, self._registered, fields, payload, fds, rule)
         self._workers[slot] = worker
         self._names.setdefault(spec.name, []).append(worker)
         self.parallel += worker.is_parallel

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from signal import SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
+from signal import SIGCONT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
 
 import pytest
 
+from aiobgw._policy.ending import PENDING_SIGNALS
 from aiobgw._policy.life import (
     Action,
     Consider,
@@ -36,8 +37,9 @@ from aiobgw._policy.life import (
     Withdraw,
     Withdrawn,
 )
+from aiobgw._policy.moves import KILL_TIMEOUT
 from aiobgw._policy.phases import stricter
-from aiobgw._policy.plan import KILL_TIMEOUT, PENDING_SIGNALS, plan
+from aiobgw._policy.plan import plan
 from aiobgw.spec import Phase, Restart, ShutdownMode
 from aiobgw.status import ExitKind, WorkerState
 
@@ -62,6 +64,7 @@ STOPPING, BACKOFF, STOPPED = WorkerState.STOPPING, WorkerState.BACKOFF, WorkerSt
 
 CLEAN, FAILED = HasExited(ExitKind.CLEAN), HasExited(ExitKind.FAILED)
 TERMINATED = HasExited(ExitKind.TERMINATED)
+ASK = (Signal(SIGTERM), Signal(SIGCONT))
 KILL_GROUP = Signal(SIGKILL, group=True)
 
 
@@ -175,8 +178,8 @@ TABLE: list[Row] = [
     (registered, TerminateAsked(), OPEN, STOPPED, (Retire(),), None),
     (gated, TerminateAsked(), OPEN, STOPPED, (Retire(),), None),
     (launched, TerminateAsked(), OPEN, STOPPING, (Withdraw(),), PATIENCE),
-    (greeted, TerminateAsked(), OPEN, STOPPING, (Signal(SIGTERM),), PATIENCE),
-    (running, TerminateAsked(), OPEN, STOPPING, (Signal(SIGTERM),), PATIENCE),
+    (greeted, TerminateAsked(), OPEN, STOPPING, ASK, PATIENCE),
+    (running, TerminateAsked(), OPEN, STOPPING, ASK, PATIENCE),
     (backing_off, TerminateAsked(), OPEN, STOPPED, (Retire(),), None),
     (unforkable, TerminateAsked(), OPEN, STOPPED, (Retire(),), None),
     (terminating, TerminateAsked(), OPEN, STOPPING, (), PATIENCE),
@@ -184,7 +187,7 @@ TABLE: list[Row] = [
     (terminating, TERMINATED, OPEN, STOPPED, (Retire(),), None),
     (terminating, HasStarted(), OPEN, STOPPING, (), PATIENCE),
     (terminating_unborn, Withdrawn(), OPEN, STOPPED, (Retire(),), None),
-    (terminating_unborn, Hello(), OPEN, STOPPING, (Signal(SIGTERM),), PATIENCE),
+    (terminating_unborn, Hello(), OPEN, STOPPING, ASK, PATIENCE),
     (terminating_unborn, LaunchLost("?"), OPEN, STOPPED, (Retire(),), None),
     (terminating_unborn, LaunchFailed("?"), OPEN, STOPPED, (Retire(),), None),
     (terminating_unborn, DeadlinePassed(), OPEN, STOPPED, (Drop(), Retire()), None),
@@ -204,8 +207,8 @@ TABLE: list[Row] = [
     # Restart.
     (registered, RestartAsked(), OPEN, STARTING, (Launch(),), None),
     (launched, RestartAsked(), OPEN, STARTING, (), None),
-    (running, RestartAsked(), OPEN, STOPPING, (Signal(SIGTERM),), PATIENCE),
-    (greeted, RestartAsked(), OPEN, STOPPING, (Signal(SIGTERM),), PATIENCE),
+    (running, RestartAsked(), OPEN, STOPPING, ASK, PATIENCE),
+    (greeted, RestartAsked(), OPEN, STOPPING, ASK, PATIENCE),
     (restarting, RestartAsked(), OPEN, STOPPING, (), PATIENCE),
     (restarting, TERMINATED, OPEN, STARTING, (Launch(),), None),
     (restarting, DeadlinePassed(), OPEN, STOPPING, (KILL_GROUP,), KILL_TIMEOUT),
@@ -232,17 +235,17 @@ TABLE: list[Row] = [
     (launched, LaunchLost("?"), SMART, STOPPED, (Retire(),), None),
     (launched, LaunchFailed("?"), SMART, STOPPED, (Retire(),), None),
     (running, RestartAsked(), SMART, RUNNING, (), None),
-    (running, TerminateAsked(), SMART, STOPPING, (Signal(SIGTERM),), PATIENCE),
+    (running, TerminateAsked(), SMART, STOPPING, ASK, PATIENCE),
     # FAST: asks.
     (registered, StopBegan(), FAST, STOPPED, (Retire(),), None),
     (backing_off, StopBegan(), FAST, STOPPED, (Retire(),), None),
     (launched, StopBegan(), FAST, STOPPING, (Withdraw(),), PATIENCE),
-    (greeted, StopBegan(), FAST, STOPPING, (Signal(SIGTERM),), PATIENCE),
-    (running, StopBegan(), FAST, STOPPING, (Signal(SIGTERM),), PATIENCE),
+    (greeted, StopBegan(), FAST, STOPPING, ASK, PATIENCE),
+    (running, StopBegan(), FAST, STOPPING, ASK, PATIENCE),
     (terminating, StopBegan(), FAST, STOPPING, (), PATIENCE),
     (restarting, StopBegan(), FAST, STOPPING, (), PATIENCE),
     (killed, StopBegan(), FAST, STOPPING, (), KILL_TIMEOUT),
-    (terminating_unborn, Hello(), FAST, STOPPING, (Signal(SIGTERM),), PATIENCE),
+    (terminating_unborn, Hello(), FAST, STOPPING, ASK, PATIENCE),
     (overdue, DeadlinePassed(), FAST, STOPPED, (GiveUp(), Retire()), None),
     # IMMEDIATE: does not ask.
     (registered, StopBegan(), IMMEDIATE, STOPPED, (Retire(),), None),
@@ -375,7 +378,7 @@ def test_terminate_before_the_start_says_so() -> None:
 def test_a_terminate_before_hello_is_sent_with_the_hello_and_once() -> None:
     life, first = plan(terminating_unborn(), Hello(), OPEN, NOW)
     _, second = plan(life, HasStarted(), OPEN, NOW)
-    assert (first, second) == ((Signal(SIGTERM),), ())
+    assert (first, second) == (ASK, ())
 
 
 def test_a_terminate_before_hello_that_meets_an_immediate_stop_never_asks() -> None:
@@ -554,7 +557,7 @@ def test_a_stop_only_gets_stricter() -> None:
 
 def test_a_smart_stop_that_becomes_fast_asks_the_running_ones() -> None:
     waiting = after(running(), StopBegan(), situation=SMART)
-    assert plan(waiting, StopBegan(), FAST, NOW)[1] == (Signal(SIGTERM),)
+    assert plan(waiting, StopBegan(), FAST, NOW)[1] == ASK
 
 
 def test_a_fast_stop_that_becomes_immediate_shortens_the_patience_and_never_extends_it() -> None:

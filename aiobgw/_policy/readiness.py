@@ -1,0 +1,69 @@
+"""Readiness: from its start until it says, or a probe finds, that a worker is ready.
+
+Three deadlines, and never one for two of them: ``start_timeout`` from hello to ready (a slow
+import is no hang), ``watchdog`` while it is ready (``liveness``), ``stop_timeout`` at its end.
+"""
+
+from __future__ import annotations
+
+from ..status import WorkerState
+from .life import Due, Life
+from .moves import Plan, fail_incarnation
+
+RELOADING = "is reloading"
+ENDS_ITSELF = "says that it is stopping"
+
+
+def start_clock(life: Life, now: float) -> Life:
+    """Begin the time within which it must be ready; called at its hello."""
+    if life.rule.start_timeout is None:
+        return life
+    return life._replace(ready_by=now + life.rule.start_timeout)
+
+
+def became_ready(life: Life, now: float) -> Life:
+    """Note that it is ready: the first time in this incarnation it also becomes healthy."""
+    since = now if life.healthy_since is None else life.healthy_since
+    reason = "" if life.reason == RELOADING else life.reason
+    return life._replace(ready=True, healthy_since=since, ready_by=None, reason=reason)
+
+
+def said_ready(life: Life, now: float) -> Plan:
+    """Take its word: also ahead of STARTED, since the two come by different ways."""
+    if life.ready or life.state not in (WorkerState.STARTING, WorkerState.RUNNING):
+        return life, ()
+    return became_ready(life, now), ()
+
+
+def said_reloading(life: Life) -> Plan:
+    if not life.ready or life.state is not WorkerState.RUNNING:
+        return life, ()
+    return life._replace(ready=False, reason=RELOADING), ()
+
+
+def said_stopping(life: Life, now: float) -> Plan:
+    """Let it end by itself, within ``stop_timeout``; its exit is its own."""
+    if life.state is not WorkerState.RUNNING:
+        return life, ()
+    deadline = now + life.rule.stop_timeout
+    ending = life._replace(
+        ready=False, reason=ENDS_ITSELF, ready_by=None, watch_at=None, silent=0, old_at=None
+    )
+    return ending._replace(deadline=deadline, due=Due.KILL), ()
+
+
+def extend(life: Life, seconds: float, now: float) -> Plan:
+    """Move the deadline of a start or an end that is under way; never to an earlier moment."""
+    until = now + seconds
+    if life.ready_by is not None:
+        return life._replace(ready_by=max(life.ready_by, until)), ()
+    if life.due is Due.KILL and life.deadline is not None and not life.kill:
+        return life._replace(deadline=max(life.deadline, until)), ()
+    return life, ()
+
+
+def not_ready_in_time(life: Life, now: float) -> Plan:
+    """End it, as a failure."""
+    what = "ready" if life.rule.needs_ready else "started"
+    why = f"not {what} within start_timeout ({life.rule.start_timeout:g} s)"
+    return fail_incarnation(life._replace(ready_by=None), why, now)

@@ -1,0 +1,65 @@
+"""Starting: from a gate that opens to a target that runs."""
+
+from __future__ import annotations
+
+from signal import SIGKILL, SIGQUIT
+
+from ..spec import ShutdownMode
+from ..status import WorkerState
+from .life import Launch, Life, Signal, Situation
+from .moves import WAITING, Plan, stop_signals
+from .phases import gate_open, gate_reason
+from .readiness import became_ready, start_clock
+
+
+def consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
+    """Launch it if its gate is open; what follows a back-off by rule counts as a restart."""
+    if life.state not in WAITING or life.due is not None:
+        return life, ()
+    if not gate_open(life, situation):
+        return life._replace(reason=gate_reason(life, situation)), ()
+    made_before = life.failures or life.dropped  # and counted then
+    intended = asked or life.restart or life.cycled
+    by_rule = life.state is WorkerState.BACKOFF and not (made_before or intended)
+    return launch(life, restarts=life.restarts + by_rule)
+
+
+def launch(life: Life, *, restarts: int | None = None) -> Plan:
+    """Begin the next incarnation; a launch that reached no process keeps its number."""
+    again = bool(life.failures or life.lost or life.dropped)
+    started = life._replace(
+        state=WorkerState.STARTING,
+        incarnation=life.incarnation + (0 if again else 1),
+        restarts=life.restarts if restarts is None else restarts,
+        has_process=False,
+        restart=False,
+        overdue=False,
+        cycled=False,
+        dropped=False,
+        trouble="",
+        signals=life.signals if again else (),
+        deadline=None,
+        due=None,
+        reason="",
+    )
+    return started, (Launch(),)
+
+
+def said_hello(life: Life, situation: Situation, now: float) -> Plan:
+    """Send what was asked for while there was no process to send it to."""
+    pending = tuple([Signal(signum) for signum in life.signals])
+    up = life._replace(has_process=True, signals=())
+    if life.kill:
+        return up, (*pending, Signal(SIGKILL, group=True))
+    if life.asked:
+        quits = situation.stop is ShutdownMode.IMMEDIATE
+        return up, (*pending, *((Signal(SIGQUIT),) if quits else stop_signals(life.rule)))
+    return start_clock(up, now), pending
+
+
+def started(life: Life, luck: float, now: float) -> Plan:
+    life = life._replace(begun=True, failures=0, lost=0)
+    if life.state is not WorkerState.STARTING:
+        return life, ()
+    up = life._replace(state=WorkerState.RUNNING)
+    return (up if life.rule.needs_ready and not life.ready else became_ready(up, now)), ()
