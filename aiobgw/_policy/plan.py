@@ -89,7 +89,7 @@ def _follow_rules(life: Life, happening: Happening, situation: Situation, now: f
         case Beat():
             return said_beat(life)
         case Extend(seconds):
-            return extend(life, seconds, now)
+            return extend(life, seconds, situation, now)
         case OverLimit(why):
             return over_limit(life, why, now)
         case HasExited():

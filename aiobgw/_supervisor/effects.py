@@ -11,7 +11,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 from weakref import ref
 
 from .._ipc import launch as protocol
@@ -25,6 +25,9 @@ from ..spec import Flags
 from ..status import ExitKind, ExitStatus
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+
+if TYPE_CHECKING:
+    from .signs import Signs
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
@@ -49,6 +52,7 @@ class Effects:
         begin_cycle: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
         fail: Callable[[str], None],
+        signs: Signs,
     ) -> None:
         self._name = settings.name
         self._connector = settings.connector
@@ -59,6 +63,7 @@ class Effects:
         self._begin_cycle = begin_cycle
         self._stop_group = stop_group
         self._fail = fail
+        self._signs = signs
         # Ownership: nobody's, or what has ended would be kept, its latches too.
         self._pokes: deque[tuple[float, ref[Launch], int]] = deque()
 
@@ -95,6 +100,7 @@ class Effects:
 
     def _launch(self, worker: RegisteredWorker) -> None:
         worker.farewell = None
+        worker.says = ""
         worker.close_client_end()
         if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
             worker.client_end = self._outside.channel_for(worker.spec.name)
@@ -115,13 +121,36 @@ class Effects:
                 "client": bool(client),
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
+                "environ": self._signs.environ(worker),
             }
         )
-        # Order of descriptors: arguments, channel, latches; the worker takes them in turn.
+        # Order of descriptors: arguments, channel, notification, latches; the worker takes
+        # them in turn.
         in_memfd = 1 if worker.payload is None else 0
-        fds = (*worker.fds[:in_memfd], *client, *worker.fds[in_memfd:])
+        pipe = self._signs.open_pipe(worker)
+        fds = (*worker.fds[:in_memfd], *client, *pipe, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
         return Order(data, fds, worker.spec.command is not None, kind)
+
+    def probe_order(self, worker: RegisteredWorker) -> Order:
+        """Return the order for the program that looks whether a worker is ready."""
+        name = f"{worker.spec.name}: probe"
+        data = protocol.pack_order(
+            {
+                "supervisor": self._name,
+                "epoch": self._epoch,
+                "slot": worker.slot,
+                "generation": worker.generation,
+                "incarnation": worker.life.incarnation,
+                "spec": dict(worker.fields, name=name, command=True, target=None),
+                "payload": os.fsencode("\0".join(worker.spec.probe or ())),
+                "client": False,
+                "latches": [],
+                "connector": None,
+                "environ": {},
+            }
+        )
+        return Order(data, command=True)
 
     def _signal(self, worker: RegisteredWorker, signum: int, group: bool) -> None:
         if worker.launch is None:

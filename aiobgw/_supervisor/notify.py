@@ -31,13 +31,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from struct import Struct
-from struct import error as StructError
 from typing import NamedTuple
 
 from .._ipc.notify import DATAGRAM_BYTES, Notice, parse
 from .._policy.rate import Bucket
 from .._process import exits
 from .._process.watcher import SKIPPED_AT_MOST, Watcher
+from ..spec import Readiness
 from .registry import RegisteredWorker, Registry
 
 DATAGRAMS_PER_TURN = 16
@@ -229,6 +229,12 @@ def speaks_notify(worker: RegisteredWorker) -> bool:
     """Tell whether a worker was asked to speak this protocol."""
     spec = worker.spec
     return spec.command is not None and (takes_ready(worker) or spec.watchdog is not None)
+
+
+def takes_ready(worker: RegisteredWorker) -> bool:
+    """Tell whether it is by this protocol that a worker says that it is ready."""
+    spec = worker.spec
+    return spec.ready is Readiness.NOTIFY and spec.notification_fd is None
 
 
 def _refusal(datagram: _Datagram, worker: RegisteredWorker | None) -> str:
