@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ import aiobgw
 from aiobgw import ExitKind, Readiness, Restart, WorkerSpec, WorkerState
 from aiobgw.testing import FakeLauncher, ManualClock, Script
 
-from .. import notifying
+from .. import notifying, procs
 from ..conftest import MakeSupervisor
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +32,7 @@ PROGRAM = [sys.executable, "-ISE", notifying.__file__]
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that nobody tells."""
     async with asyncio.timeout(BOUND):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -72,7 +73,14 @@ def spec(name: str, *steps: str, **options: Any) -> WorkerSpec:
 async def written(path: Path) -> dict[str, str]:
     """Wait for what a program's step "file" writes, and return it."""
     await until(path.exists)
-    return dict(re.split("[= ]", line, maxsplit=1) for line in path.read_text().splitlines())
+    return read(path)
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return what was written, and have it written again."""
+    lines = path.read_text().splitlines()
+    path.unlink()
+    return dict(re.split("[= ]", line, maxsplit=1) for line in lines)
 
 
 def told(events: aiobgw.EventStream) -> list[tuple[str, bool]]:
@@ -137,7 +145,7 @@ async def test_everybody_who_waits_hears_of_it_when_it_becomes_ready(
         ]
         async with group(client, script.spec("grouped", ready=NOTIFY), 1) as members:
             waits.append(asyncio.ensure_future(members.ready()))
-            grouped = await script.wait_for_incarnation("grouped")
+            grouped = await script.wait_for_incarnation()
             await asyncio.wait(waits, timeout=0.1)
             assert not any(wait.done() for wait in waits)
             await life.ready()
@@ -229,10 +237,8 @@ async def test_a_command_tells_what_it_does_and_whether_it_is_ready(
         gates.open("4")
         assert (await handle.wait_for_exit()).kind is ExitKind.CLEAN
         assert handle.status().says == "at work"
-        Path(tmp_path / "out").unlink()
         handle.restart()
-        await written(tmp_path / "out")
-        assert handle.status().says in ("", r"loading \x1b[31m")
+        assert (handle.status().incarnation, handle.status().says) == (2, "")
     handle.kill()
     await handle
     assert told(events)[:6] == [
@@ -272,3 +278,144 @@ async def test_a_process_of_its_group_may_speak_for_a_command_and_nobody_else(
     for handle in (silent, unasked, other):
         handle.kill()
         await handle
+
+
+@pytest.mark.skipif(not shutil.which("systemd-notify"), reason="systemd-notify is not installed")
+async def test_systemd_notify_speaks_for_a_shell_script_and_does_not_wait_in_vain(
+    make_supervisor: MakeSupervisor,
+) -> None:
+    supervisor = await make_supervisor()
+    script = "systemd-notify --ready --status=up && exec sleep 1000"
+    command = ["/bin/sh", "-c", script]
+    handle = await supervisor.register(WorkerSpec(name="w", command=command, ready=NOTIFY))
+    assert (await handle.wait_for_ready()).says == "up"
+    await until(lambda: "sleep" in procs.title(handle.status().pid or 0))
+
+
+async def test_who_needs_more_time_says_so_for_its_start_and_for_its_end(
+    make_supervisor: MakeSupervisor, gates: Gates, tmp_path: Path
+) -> None:
+    clock, out = ManualClock(), tmp_path / "out"
+    supervisor = await make_supervisor(clock=clock)
+    late = spec("late", "say=STATUS=x", start_timeout=10)
+    slow = spec(
+        "slow",
+        f"ignore={int(signal.SIGTERM)}",
+        "synced=EXTEND_TIMEOUT_USEC=50000000",
+        f"file={out}",
+        gates("start"),
+        "synced=READY=1",
+        gates("end"),
+        "synced=EXTEND_TIMEOUT_USEC=50000000",
+        f"file={out}",
+        start_timeout=10,
+        stop_timeout=10,
+    )
+    handles = [await supervisor.register(one) for one in (late, slow)]
+    await written(out)
+    clock.advance(10)
+    exit = await handles[0]
+    assert exit is not None
+    assert (exit.kind, exit.reason) == (ExitKind.FAILED, "not ready within start_timeout (10 s)")
+    clock.advance(39)
+    gates.open("start")
+    await handles[1].wait_for_ready()
+    clock.advance(1000)
+    handles[1].terminate()
+    gates.open("end")
+    await written(out)
+    clock.advance(49)
+    assert handles[1].status().state is WorkerState.STOPPING
+    clock.advance(1)
+    exit = await handles[1]
+    assert exit is not None
+    assert (exit.kind, exit.signal) == (ExitKind.FAILED, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_command_that_stops_by_itself_has_its_stop_timeout_and_its_own_exit(
+    make_supervisor: MakeSupervisor, gates: Gates, ends: bool
+) -> None:
+    clock = ManualClock()
+    supervisor = await make_supervisor(clock=clock)
+    steps = ["synced=READY=1", gates("1"), "synced=STOPPING=1", "say=READY=1"]
+    handle = await supervisor.register(
+        spec("w", *steps, gates("2"), "exit=3", restart=Restart.ALWAYS, stop_timeout=10)
+    )
+    await handle.wait_for_ready()
+    gates.open("1")
+    await until(lambda: not handle.status().ready)
+    assert handle.status().state is WorkerState.RUNNING
+    if ends:
+        gates.open("2")
+    else:
+        clock.advance(10)
+    exit = await handle.wait_for_exit()
+    assert (exit.kind, exit.code) == (ExitKind.FAILED, 3 if ends else None)
+    assert ends or "stop_timeout" in exit.reason
+    assert handle.status().state is WorkerState.BACKOFF
+    handle.kill()
+
+
+# Commands: s6.
+
+
+async def test_a_newline_on_its_descriptor_says_that_a_command_is_ready(
+    make_supervisor: MakeSupervisor, gates: Gates, tmp_path: Path
+) -> None:
+    """Whatever number that is: also those of its channel, and of its lifeline."""
+    supervisor = await make_supervisor()
+    numbers = [*range(3, 12), 500]
+    handles = []
+    for number in numbers:
+        steps = [f"file={tmp_path / str(number)}", f"write={number}:loading", gates(f"g{number}")]
+        after = [rf"write={number}:...\nand more\n", f"write={number}:x", f"close={number}"]
+        handles.append(
+            await supervisor.register(
+                spec(
+                    str(number),
+                    *steps,
+                    *after,
+                    f"file={tmp_path / 'after'}{number}",
+                    notification_fd=number,
+                )
+            )
+        )
+    lifelines = set()
+    for number, handle in zip(numbers, handles, strict=True):
+        found = await written(tmp_path / str(number))
+        assert found["NOTIFY_SOCKET"] == ""
+        fds = {int(name): what for name, what in found.items() if name.isdigit()}
+        (lifeline,) = (fd for fd in fds if fd > 2 and fd != number and "/proc/" not in fds[fd])
+        lifelines.add(lifeline)
+        assert len(set(fds.values())) == len(fds)
+        assert not handle.status().ready
+        gates.open(f"g{number}")
+        await handle.wait_for_ready()
+        assert str(number) not in await written(tmp_path / f"after{number}")
+    assert len(lifelines) > 1, "no number was the lifeline's"
+    for handle in handles:
+        handle.kill()
+        await handle
+
+
+async def test_the_end_of_its_descriptor_says_nothing_and_a_restart_has_a_new_one(
+    make_supervisor: MakeSupervisor, gates: Gates, tmp_path: Path
+) -> None:
+    clock = ManualClock()
+    supervisor = await make_supervisor(clock=clock)
+    steps = ["write=4:not yet", "close=4", f"file={tmp_path / 'out'}"]
+    fails = spec("w", *steps, notification_fd=4, start_timeout=5, restart=Restart.ALWAYS)
+    handle = await supervisor.register(fails)
+    before = len(procs.open_fds())
+    for number in (1, 2):
+        assert "4" not in await written(tmp_path / "out")
+        assert not handle.status().ready
+        clock.advance(5)
+        exit = await handle.wait_for_exit()
+        assert (exit.incarnation, exit.reason) == (number, "not ready within start_timeout (5 s)")
+        clock.advance(10)
+    await written(tmp_path / "out")
+    assert len(procs.open_fds()) <= before
+    handle.kill()
+    await handle
