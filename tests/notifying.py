@@ -4,12 +4,15 @@ Run as a script, without aiobgw.  Steps, in order:
 
     say=LINES       send a datagram to NOTIFY_SOCKET ("\\n" separates its lines)
     synced=LINES    the same, and wait until it was looked at (what systemd-notify does)
+    fds=LINES       send many descriptors with a datagram
+    flood=LINES     send datagrams for ever
     child=STEP      have a child do a step, and wait for it
     write=FD:TEXT   write to a descriptor
     close=FD        close a descriptor
     gate=PATH       wait until a FIFO is opened for writing
     file=PATH       write the environment of the protocol, and the own descriptors, to a file
     ignore=SIGNUM   ignore a signal
+    kill=SIGNUM     send a signal to itself
     exit=CODE       end
 
 After the last step it sleeps.
@@ -27,7 +30,7 @@ import time
 
 def say(text: str, *rights: int) -> None:
     address = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
-    data = text.encode("utf-8", "surrogateescape").replace(b"\\n", b"\n")
+    data = text.encode().replace(b"\\n", b"\n").replace(b"\\0", b"\0").replace(b"\\xff", b"\xff")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         fds = array.array("i", rights)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if rights else []
@@ -40,6 +43,18 @@ def synced(text: str) -> None:
     say("BARRIER=1", write_end)
     os.close(write_end)
     os.read(read_end, 1)
+
+
+def fds(text: str) -> None:
+    with open(__file__) as file:
+        say(text, *[file.fileno()] * 253)
+
+
+def flood(text: str) -> None:
+    address = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        while True:
+            sender.sendto(text.encode(), address)
 
 
 def child(step: str) -> None:
@@ -75,12 +90,15 @@ def file(path: str) -> None:
 STEPS = {
     "say": say,
     "synced": synced,
+    "fds": fds,
+    "flood": flood,
     "child": child,
     "write": write,
     "close": lambda fd: os.close(int(fd)),
     "gate": gate,
     "file": file,
     "ignore": lambda number: signal.signal(int(number), signal.SIG_IGN),
+    "kill": lambda number: os.kill(os.getpid(), int(number)),
     "exit": lambda code: os._exit(int(code)),
 }
 

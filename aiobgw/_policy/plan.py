@@ -52,7 +52,7 @@ from .life import (
 )
 from .liveness import over_limit, said_beat
 from .moves import Plan, retire
-from .readiness import extend, said_ready, said_reloading, said_stopping
+from .readiness import extend, said_ready, said_reloading, said_stopping, without_words
 from .starting import consider, said_hello, started
 
 
@@ -93,7 +93,7 @@ def _follow_rules(life: Life, happening: Happening, situation: Situation, now: f
         case OverLimit(why):
             return over_limit(life, why, now)
         case HasExited():
-            return exited(life, happening, situation, now)
+            return exited(without_words(life), happening, situation, now)
         case LaunchLost(why):
             return launch_lost(life, why, situation, now)
         case LaunchFailed(why):

@@ -57,6 +57,11 @@ def said_stopping(life: Life, now: float) -> Plan:
     return ending._replace(deadline=deadline, due=Due.KILL), ()
 
 
+def without_words(life: Life) -> Life:
+    """Forget what it said of itself: that it has ended says more."""
+    return life._replace(reason="") if life.reason in (RELOADING, ENDS_ITSELF) else life
+
+
 def extend(life: Life, seconds: float, situation: Situation, now: float) -> Plan:
     """Move the deadline of a start or an end that is under way; never to an earlier moment.
 

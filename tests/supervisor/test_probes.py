@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import aiobgw
 from aiobgw import ExitKind, InvalidSpec, Readiness, Restart, WorkerSpec, WorkerState
 from aiobgw._policy.probing import FIRST_LOOK, LONGEST_DELAY, look_delay
 from aiobgw._supervisor import connecting, probes
@@ -285,7 +284,7 @@ async def test_a_name_that_is_looked_up_for_long_holds_one_thread_and_no_stop(
     supervisor = await make_supervisor()
     try:
         handle = await supervisor.register(spec("tcp://far.example:1"))
-        await until(lambda: len(looks) == 3)
+        await until(lambda: len(looks) >= 3)
         assert calls == ["far.example"]
         free.set()
         await until(lambda: len(calls) > 1)
@@ -396,4 +395,3 @@ def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not errors
-    assert aiobgw.__name__
