@@ -29,6 +29,8 @@ ENVIRONMENT = 256
 ENVIRONMENT_BYTES = 32_768
 PATH_BYTES = 4_095
 PROBE_BYTES = 1_024
+PROGRAM_BYTES = 4_096
+SOCKET_PATH_BYTES = 107
 CPUS = 4_096
 
 RLIMITS = {
@@ -110,13 +112,17 @@ def _is_probe(value: object) -> bool:
     if isinstance(value, str):
         return _is_text(value, PROBE_BYTES) and _is_address(value)
     words: Any = value
-    fits = _is_sequence(value, 64) and bool(words)
-    return fits and all(_is_text(word, PROBE_BYTES) for word in words)
+    if not _is_sequence(value, 64) or not words:
+        return False
+    fits = all(_is_text(word, PROBE_BYTES) for word in words)
+    return fits and sum(len(os.fsencode(word)) for word in words) <= PROGRAM_BYTES
 
 
 def _is_address(text: str) -> bool:
     if text.startswith("unix:"):
-        return text.startswith("unix:/") or text.startswith("unix:@")
+        return text[5:6] in ("/", "@") and len(os.fsencode(text)) <= 5 + SOCKET_PATH_BYTES
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        return False  # it is sent as it is
     from urllib.parse import urlsplit
 
     try:
@@ -124,9 +130,11 @@ def _is_address(text: str) -> bool:
         port = parts.port
     except ValueError:
         return False
+    if not parts.hostname or "@" in parts.netloc:
+        return False
     if parts.scheme == "tcp":
-        return bool(parts.hostname and port) and not parts.path
-    return parts.scheme == "http" and bool(parts.hostname)
+        return bool(port) and not (parts.path or parts.query or parts.fragment)
+    return parts.scheme == "http"
 
 
 def _is_environment(value: object) -> bool:

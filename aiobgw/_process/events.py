@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from .cgroup import Cgroup
@@ -40,6 +40,14 @@ class Launch:
     def kill_group(self) -> bool:
         """Send SIGKILL to its process, and to all of its group."""
         return self.child is not None and self.child.kill_group()
+
+
+@runtime_checkable
+class Owner(Protocol):
+    """Whose launch it is, if it is no worker's: the loop passes its events on."""
+
+    def hear(self, event: ProcessEvent) -> None:
+        """Take an event of this launch; it must not wait."""
 
 
 class SaidHello(NamedTuple):

@@ -55,6 +55,7 @@ from .loop import Loop
 from .news import News
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+from .signs import Signs
 
 ENTRY = "aiobgw._worker.main:main"
 REHEARSE = "aiobgw._worker.main:rehearse"
@@ -92,6 +93,7 @@ class Core:
         self.outside = Outside(self)
         self.loop: Loop | None = None
         self.effects: Effects | None = None
+        self.signs = Signs(self.registry)
         self.closing: Closing | None = None
         self.groups = Groups(self.registry)
         self.cgroups = Cgroups(settings, self.epoch)
@@ -231,6 +233,7 @@ class Core:
             begin_cycle=self.cycle.begin,
             stop_group=self.groups.stop,
             fail=self.fail,
+            signs=self.signs,
         )
         self.loop = Loop(
             self.registry,
@@ -239,10 +242,12 @@ class Core:
             self.news,
             clock=settings.clock,
             on_zygote=self._on_zygote,
+            signs=self.signs,
             hear=self.outside.hear,
             publish=self.outside.publish,
             after_turn=self._after_turn,
         )
+        self.signs.attach(self.loop, self.launcher, self.effects.probe_order)
         self.groups.attach(self.loop)
         self.cycle.attach(self.loop, self.outside.publish_head)
         self.zygote_event = asyncio.get_running_loop().create_future()
@@ -252,6 +257,7 @@ class Core:
     def close_launcher(self) -> None:
         if self.loop is not None:
             self.loop.close()
+        self.signs.close()
         self.outside.disconnect()
         if self.launcher is not None:
             self.launcher.close()
@@ -363,6 +369,7 @@ class Core:
         self._foreign = True
         if self.launcher is not None:
             self.launcher.close_copies()
+        self.signs.close_copies()
         self.outside.close_copies()
         self.cgroups.close_copies()
         for worker in self.registry.all():

@@ -11,7 +11,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 from weakref import ref
 
 from .._ipc import launch as protocol
@@ -27,6 +27,9 @@ from ..status import ExitKind, ExitStatus
 from .cgroups import Cgroups
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+
+if TYPE_CHECKING:
+    from .signs import Signs
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
@@ -52,6 +55,7 @@ class Effects:
         begin_cycle: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
         fail: Callable[[str, WorkerFailed | None], None],
+        signs: Signs,
     ) -> None:
         self._name = settings.name
         self._connector = settings.connector
@@ -63,6 +67,7 @@ class Effects:
         self._begin_cycle = begin_cycle
         self._stop_group = stop_group
         self._fail = fail
+        self._signs = signs
         # Ownership: nobody's, or what has ended would be kept, its latches too.
         self._pokes: deque[tuple[float, ref[Launch], int]] = deque()
 
@@ -101,6 +106,7 @@ class Effects:
 
     def _launch(self, worker: RegisteredWorker) -> None:
         worker.farewell = None
+        worker.says = ""
         worker.close_client_end()
         if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
             worker.client_end = self._outside.channel_for(worker.spec.name)
@@ -128,14 +134,37 @@ class Effects:
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
                 "cgroup": cgroup,
+                "environ": self._signs.environ(worker),
+            }
+        )
+        # Order of descriptors, which the worker takes in turn: arguments, channel, cgroup,
+        # notification, latches.
+        in_memfd = 1 if worker.payload is None else 0
+        pipe = self._signs.open_pipe(worker)
+        fds = (*worker.fds[:in_memfd], *client, *entrance, *pipe, *worker.fds[in_memfd:])
+        kind = worker.spec.loop if worker.is_async else "plain"
+        return Order(data, fds, worker.spec.command is not None, kind, worker.cgroup)
+
+    def probe_order(self, worker: RegisteredWorker) -> Order:
+        """Return the order for the program that looks whether a worker is ready."""
+        name = f"{worker.spec.name}: probe"
+        data = protocol.pack_order(
+            {
+                "supervisor": self._name,
+                "epoch": self._epoch,
+                "slot": worker.slot,
+                "generation": worker.generation,
+                "incarnation": worker.life.incarnation,
+                "spec": dict(worker.fields, name=name, command=True, target=None),
+                "payload": os.fsencode("\0".join(worker.spec.probe or ())),
+                "client": False,
+                "latches": [],
+                "connector": None,
+                "cgroup": None,
                 "environ": {},
             }
         )
-        # Order of descriptors, which the worker takes in turn: arguments, channel, cgroup, latches.
-        in_memfd = 1 if worker.payload is None else 0
-        fds = (*worker.fds[:in_memfd], *client, *entrance, *worker.fds[in_memfd:])
-        kind = worker.spec.loop if worker.is_async else "plain"
-        return Order(data, fds, worker.spec.command is not None, kind, worker.cgroup)
+        return Order(data, command=True)
 
     def _signal(self, worker: RegisteredWorker, signum: int, group: bool) -> None:
         if worker.launch is None:

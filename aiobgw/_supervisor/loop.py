@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from random import random
+from typing import TYPE_CHECKING
 
 from .._ipc import launch as protocol
 from .._policy import life as happenings
@@ -23,11 +24,15 @@ from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
 from .._process.exits import meaning
 from .._process.seam import LauncherSeam
+from ..spec import Readiness
 from ..status import ExitKind, ExitStatus
 from .clock import Alarm, GoingOn, SystemClock
 from .effects import Effects
 from .news import News
 from .registry import RegisteredWorker, Registry
+
+if TYPE_CHECKING:
+    from .signs import Signs
 
 PUT_OFF = 0.1
 
@@ -46,17 +51,18 @@ class Loop:
         *,
         clock: Clock | None,
         on_zygote: Callable[[process.ZygoteUp | process.ZygoteFailed], None],
+        signs: Signs,
         hear: Callable[[], None],
         publish: Callable[[RegisteredWorker], None],
         after_turn: Callable[[], None],
     ) -> None:
         self.situation = Situation()
-        self.rehearsal: Callable[[process.ProcessEvent], None] | None = None
         self._registry = registry
         self._launcher = launcher
         self._effects = effects
         self._news = news
         self._on_zygote = on_zygote
+        self._signs = signs
         self._hear = hear
         self._publish = publish
         self._after_turn = after_turn
@@ -85,6 +91,11 @@ class Loop:
         if not self._turning:
             self._turn(gather=False)
 
+    @property
+    def host(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it lives in."""
+        return self._host
+
     def turn(self) -> None:
         """Handle everything that is there; called by the host's loop."""
         if not self._turning and self._open:
@@ -100,6 +111,7 @@ class Loop:
                     self._guarded(self._on_process_event, event)
                 happened = []
                 if gather:
+                    self._signs.hear()
                     self._hear()
                     gather = False
                 self._take_requests()
@@ -178,6 +190,11 @@ class Loop:
             log.debug("worker %s: %s", worker.spec.name, worker.life.state.value)
         worker.plan_next_start(now)
         self._news.changed(worker, before)
+        self._signs.follow(worker)
+        self._dirty[worker] = None
+
+    def note(self, worker: RegisteredWorker) -> None:
+        """Have its record written, and told of, at the end of the turn that is running."""
         self._dirty[worker] = None
 
     def _flush(self) -> None:
@@ -197,8 +214,8 @@ class Loop:
 
         worker = event.launch.owner
         if not isinstance(worker, RegisteredWorker):
-            if self.rehearsal is not None:
-                self.rehearsal(event)
+            if isinstance(worker, process.Owner):
+                worker.hear(event)
             return
         if worker.launch is not event.launch:
             return  # a launch that was dropped
@@ -231,7 +248,8 @@ class Loop:
                     self._launcher.used(kind)
                     self._started(worker)
                 case protocol.READY:
-                    self._decide(worker, happenings.SaidReady())
+                    if worker.spec.ready is not Readiness.PROBE:
+                        self._decide(worker, happenings.SaidReady())
                 case protocol.FAREWELL:
                     worker.farewell = protocol.read_coded(frame)
                 case other:

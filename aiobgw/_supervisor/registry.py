@@ -50,6 +50,7 @@ class RegisteredWorker:
         "next_start_at",
         "payload",
         "pid",
+        "says",
         "slot",
         "spec",
         "started_at",
@@ -75,6 +76,7 @@ class RegisteredWorker:
         self.launch: Launch | None = None
         self.pid: int | None = None
         self.is_async = False
+        self.says = ""
         self.started_at: float | None = None
         self.next_start_at: float | None = None
         self.farewell: tuple[int, str] | None = None
@@ -90,7 +92,9 @@ class RegisteredWorker:
 
     @property
     def ready(self) -> bool:
-        return self.life.ready
+        """Whether it runs and is ready; who says so ahead of its start is so from then on."""
+        runs = self.pid is not None and self.life.state is not WorkerState.STARTING
+        return runs and self.life.ready
 
     @property
     def is_over(self) -> bool:
@@ -116,6 +120,7 @@ class RegisteredWorker:
             next_start_at=self.next_start_at,
             exit=self.exit,
             reason=life.reason,
+            says=self.says,
         )
 
     def plan_next_start(self, now: float) -> None:

@@ -12,6 +12,7 @@ from .._ipc.channel import Channel
 from .._ipc.latch import Latch
 from ..errors import Terminated
 from . import connection, context, target
+from .notification import give
 from .signals import Handlers, restore_defaults
 from .title import set_title
 
@@ -124,11 +125,14 @@ def _carry_out(
     payload = _payload(order, fds)
     client_fd = fds.pop(0) if order["client"] else -1
     entrance = fds.pop(0) if order["cgroup"] == "" else -1
+    number = fields["options"].get("notification_fd")
+    notification = None if number is None else (fds.pop(0), number)
     latches = {name: Latch.adopt(fd) for name, fd in zip(order["latches"], fds, strict=True)}
     if order["environ"] or not _is_as_it_shall_be(order):
         _become(order, entrance, channel, lifeline)
     if fields["command"]:
-        _execute(os.fsdecode(payload).split("\0"), channel, lifeline)
+        words = os.fsdecode(payload).split("\0")
+        _execute(words, channel, lifeline, notification)
 
     set_title(f"aiobgw: {order['supervisor']} worker {fields['name']}")
     worker = context.CurrentWorker(order, channel, latches, client_fd)
@@ -309,15 +313,23 @@ def _become(order: dict[str, Any], entrance: int, channel: Channel, lifeline: in
             from .identity import become
 
             become(order, entrance, lifeline)
-        if order["environ"]:
-            os.environ.update(order["environ"])
+        os.environ.update(order["environ"])
+        if "WATCHDOG_USEC" in order["environ"]:
+            os.environ["WATCHDOG_PID"] = str(os.getpid())
     except BaseException as error:
         _fail(channel, str(error) if type(error).__name__ == "Refused" else repr(error))
 
 
-def _execute(command: list[str], channel: Channel, lifeline: int) -> NoReturn:
+def _execute(
+    command: list[str],
+    channel: Channel,
+    lifeline: int,
+    notification: tuple[int, int] | None,
+) -> NoReturn:
     """Become the command; the channel closes itself then, which says that it worked."""
     try:
+        if notification is not None:
+            channel, lifeline = give(*notification, channel, lifeline)
         # The program keeps the armed lifeline, unless it closes what it does not know.
         os.set_inheritable(lifeline, True)
         restore_defaults()
