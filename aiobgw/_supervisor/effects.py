@@ -25,6 +25,7 @@ from ..spec import Flags
 from ..status import ExitKind, ExitStatus
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+from .stacks import Stacks
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
@@ -77,6 +78,8 @@ class Effects:
                     worker.launch = None
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
+            case actions.Dump():
+                self._signal(worker, protocol.DUMP_SIGNAL, group=False)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
             case actions.StopGroup(why):
@@ -96,6 +99,9 @@ class Effects:
     def _launch(self, worker: RegisteredWorker) -> None:
         worker.farewell = None
         worker.close_client_end()
+        worker.close_stacks()
+        if worker.life.rule.dumps:
+            worker.stacks = Stacks()
         if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
             worker.client_end = self._outside.channel_for(worker.spec.name)
         worker.launch = self._launcher.launch(self._order(worker), worker)
@@ -103,6 +109,7 @@ class Effects:
     def _order(self, worker: RegisteredWorker) -> Order:
         flags = worker.fields["flags"]
         client = () if worker.client_end is None else (worker.client_end.fd,)
+        stacks = () if worker.stacks is None else (worker.stacks.fd,)
         data = protocol.pack_order(
             {
                 "supervisor": self._name,
@@ -113,13 +120,14 @@ class Effects:
                 "spec": worker.fields,
                 "payload": worker.payload,
                 "client": bool(client),
+                "stacks": bool(stacks),
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
             }
         )
-        # Order of descriptors: arguments, channel, latches; the worker takes them in turn.
+        # Order of descriptors: arguments, channel, stacks, latches; the worker takes them in turn.
         in_memfd = 1 if worker.payload is None else 0
-        fds = (*worker.fds[:in_memfd], *client, *worker.fds[in_memfd:])
+        fds = (*worker.fds[:in_memfd], *client, *stacks, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
         return Order(data, fds, worker.spec.command is not None, kind)
 

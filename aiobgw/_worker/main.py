@@ -12,7 +12,9 @@ from .._ipc.channel import Channel
 from .._ipc.latch import Latch
 from ..errors import Terminated
 from . import connection, context, target
+from .beats import Beats
 from .signals import Handlers, restore_defaults
+from .stacks import show_stacks
 from .title import set_title
 
 TYPE_CHECKING = False
@@ -79,6 +81,7 @@ _REHEARSALS: list[dict[str, Any]] = [
         },
         "payload": dumps(((), {})),
         "client": False,
+        "stacks": False,
         "latches": [],
         "connector": None,
     }
@@ -107,6 +110,8 @@ def _carry_out(
     fields = order["spec"]
     payload = _payload(order, fds)
     client_fd = fds.pop(0) if order["client"] else -1
+    if order["stacks"]:
+        show_stacks(fds.pop(0))
     latches = {name: Latch.adopt(fd) for name, fd in zip(order["latches"], fds, strict=True)}
     if fields["user"] is not None:
         _drop_privileges(fields["user"], channel, lifeline)
@@ -117,6 +122,8 @@ def _carry_out(
     worker = context.CurrentWorker(order, channel, latches, client_fd)
     if order["connector"] is not None:
         worker.database = connection.Database(worker, order["connector"])
+    if "watchdog" in fields["options"]:
+        worker.beats = Beats(channel, fields["options"]["watchdog"])
     context.become(worker)
     handlers = Handlers(worker, rehearsal=rehearsal)
     handlers.install()
