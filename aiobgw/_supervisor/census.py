@@ -61,6 +61,8 @@ def _of_workers(core: Core) -> Iterator[int]:
         yield from worker.fds
         if worker.client_end is not None:
             yield worker.client_end.fd
+        if worker.stacks is not None:
+            yield worker.stacks.fd
 
 
 def _copies(fd: int) -> Iterator[int]:

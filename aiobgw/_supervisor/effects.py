@@ -27,6 +27,7 @@ from ..status import ExitKind, ExitStatus
 from .cgroups import Cgroups
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+from .stacks import Stacks
 
 if TYPE_CHECKING:
     from .signs import Signs
@@ -87,6 +88,8 @@ class Effects:
                     self.leave_cgroup(worker)
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
+            case actions.Dump():
+                self._signal(worker, protocol.DUMP_SIGNAL, group=False)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
             case actions.StopGroup(why):
@@ -108,6 +111,9 @@ class Effects:
         worker.farewell = None
         worker.says = ""
         worker.close_client_end()
+        worker.close_stacks()
+        if worker.life.rule.dumps:
+            worker.stacks = Stacks()
         if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
             worker.client_end = self._outside.channel_for(worker.spec.name)
         worker.launch = self._launcher.launch(self._order(worker), worker)
@@ -119,6 +125,7 @@ class Effects:
     def _order(self, worker: RegisteredWorker) -> Order:
         flags = worker.fields["flags"]
         client = () if worker.client_end is None else (worker.client_end.fd,)
+        stacks = () if worker.stacks is None else (worker.stacks.fd,)
         cgroup = self._cgroups.make(worker)
         entrance = () if worker.cgroup is None else (worker.cgroup.entrance,)
         data = protocol.pack_order(
@@ -131,17 +138,19 @@ class Effects:
                 "spec": worker.fields,
                 "payload": worker.payload,
                 "client": bool(client),
+                "stacks": bool(stacks),
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
                 "cgroup": cgroup,
                 "environ": self._signs.environ(worker),
             }
         )
-        # Order of descriptors, which the worker takes in turn: arguments, channel, cgroup,
-        # notification, latches.
+        # Order of descriptors, which the worker takes in turn: arguments, channel, stacks,
+        # cgroup, notification, latches.
         in_memfd = 1 if worker.payload is None else 0
         pipe = self._signs.open_pipe(worker)
-        fds = (*worker.fds[:in_memfd], *client, *entrance, *pipe, *worker.fds[in_memfd:])
+        brought = (*client, *stacks, *entrance, *pipe)
+        fds = (*worker.fds[:in_memfd], *brought, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
         return Order(data, fds, worker.spec.command is not None, kind, worker.cgroup)
 
@@ -158,6 +167,7 @@ class Effects:
                 "spec": dict(worker.fields, name=name, command=True, target=None),
                 "payload": os.fsencode("\0".join(worker.spec.probe or ())),
                 "client": False,
+                "stacks": False,
                 "latches": [],
                 "connector": None,
                 "cgroup": None,

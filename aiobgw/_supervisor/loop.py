@@ -19,6 +19,7 @@ from .._policy import life as happenings
 from .._policy.clock import Clock
 from .._policy.deadlines import Deadlines
 from .._policy.life import Action, Happening, Life, Situation
+from .._policy.liveness import is_unseen
 from .._policy.plan import plan
 from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
@@ -28,6 +29,7 @@ from ..spec import Readiness
 from ..status import ExitKind, ExitStatus
 from .clock import Alarm, GoingOn, SystemClock
 from .effects import Effects
+from .memory import Memory
 from .news import News
 from .registry import RegisteredWorker, Registry
 
@@ -76,6 +78,7 @@ class Loop:
         self._clock = clock or real
         self._deadline_alarm = Alarm(self._clock, self.turn)
         self._watcher_alarm = Alarm(real, self.turn)
+        self._memory = Memory(launcher.watcher, self.post)
         self._open = True
         self._host.add_reader(launcher.watcher.epoll.fileno(), self.turn)
 
@@ -104,7 +107,8 @@ class Loop:
     def _turn(self, *, gather: bool) -> None:
         self._turning = True
         try:
-            happened = self._launcher.gather() if gather else []
+            # Race: what is due now must not come ahead of a beat that is there.
+            happened = self._launcher.gather() if gather or self._is_due() else []
             while True:
                 happened += self._launcher.take()
                 for event in happened:
@@ -122,6 +126,10 @@ class Loop:
         finally:
             self._turning = False
             self._set_timer()
+
+    def _is_due(self) -> bool:
+        first = self._deadlines.first()
+        return first is not None and first <= self._clock.now()
 
     def _take_requests(self) -> None:
         while self._requests:
@@ -177,8 +185,11 @@ class Loop:
                 if led_to is not None:
                     pending.append(led_to)
         self._deadlines.set(worker.slot, worker.life.wakes_at)
-        if worker.life is not before:
+        if worker.life is not before and not self._is_unseen(before, worker.life):
             self._changed(worker, before, now)
+
+    def _is_unseen(self, before: Life, life: Life) -> bool:
+        return life.watch_at is not None and is_unseen(before, life)
 
     def _changed(self, worker: RegisteredWorker, before: Life, now: float) -> None:
         """Note a change.
@@ -225,6 +236,7 @@ class Loop:
                 if worker.cgroup is not None:
                     worker.cgroup.entered()
                 self._registry.set_pid(worker, pid)
+                self._memory.watch(worker)
                 self._decide(worker, happenings.Hello())
             case process.Said(_, frame):
                 self._on_frame(worker, frame)
@@ -250,6 +262,8 @@ class Loop:
                 case protocol.READY:
                     if worker.spec.ready is not Readiness.PROBE:
                         self._decide(worker, happenings.SaidReady())
+                case protocol.BEAT:
+                    self._decide(worker, happenings.Beat())
                 case protocol.FAREWELL:
                     worker.farewell = protocol.read_coded(frame)
                 case other:
@@ -264,6 +278,7 @@ class Loop:
     def _without_process(self, worker: RegisteredWorker) -> None:
         worker.launch = None
         self._effects.leave_cgroup(worker)
+        worker.close_stacks()
         self._registry.set_pid(worker, None)
 
     def _on_exit(self, worker: RegisteredWorker, status: int | None, failure: str | None) -> None:
@@ -298,6 +313,8 @@ class Loop:
         )
         by_us = life.asked or life.overdue or life.trouble or kind is ExitKind.TERMINATED
         text = worker.farewell[1] if worker.farewell is not None else failure
+        if worker.stacks is not None and (signal is not None or life.trouble):
+            text = "\n\n".join(filter(None, (text, worker.stacks.read())))
         return ExitStatus(
             incarnation=life.incarnation,
             kind=kind,

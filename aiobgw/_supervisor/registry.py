@@ -23,6 +23,7 @@ from .._process.events import Launch
 from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
 from ..spec import CrashScope, Flags, Readiness, Strategy, WorkerSpec
 from ..status import ExitStatus, WorkerState, WorkerStatus
+from .stacks import Stacks
 
 START_TIMEOUT = 90.0
 """Seconds for those who need to become ready and say nothing else (systemd's default)."""
@@ -53,6 +54,7 @@ class RegisteredWorker:
         "says",
         "slot",
         "spec",
+        "stacks",
         "started_at",
     )
 
@@ -84,6 +86,7 @@ class RegisteredWorker:
         self.changes = Changes()
         self.client_end: Channel | None = None
         self.cgroup: Cgroup | None = None
+        self.stacks: Stacks | None = None
 
     @property
     def exit(self) -> ExitStatus | None:
@@ -138,9 +141,16 @@ class RegisteredWorker:
             self.client_end.close()
             self.client_end = None
 
+    def close_stacks(self) -> None:
+        """Let go of what an incarnation has written of its stacks."""
+        if self.stacks is not None:
+            self.stacks.close()
+            self.stacks = None
+
     def release(self) -> None:
         """Give back the descriptors of its spec, and the bytes of its arguments."""
         self.close_client_end()
+        self.close_stacks()
         for fd in self.fds:
             os.close(fd)
         self.fds = ()
@@ -168,6 +178,7 @@ def rule_of(spec: WorkerSpec, groups: Mapping[str, Strategy]) -> Rule:
         needs_ready=needs_ready,
         start_timeout=start_timeout,
         watchdog=spec.watchdog,
+        dumps=spec.watchdog is not None and spec.command is None,
         stop_signal=spec.stop_signal,
         stop_timeout=spec.stop_timeout,
         max_age=spec.max_age,
