@@ -25,7 +25,8 @@ def became_ready(life: Life, now: float) -> Life:
     """Note that it is ready: the first time in this incarnation it also becomes healthy."""
     since = now if life.healthy_since is None else life.healthy_since
     reason = "" if life.reason == RELOADING else life.reason
-    return life._replace(ready=True, healthy_since=since, ready_by=None, reason=reason)
+    life = life._replace(ready=True, was_ready=True, healthy_since=since)
+    return life._replace(ready_by=None, reason=reason)
 
 
 def said_ready(life: Life, now: float) -> Plan:

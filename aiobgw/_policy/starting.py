@@ -7,7 +7,7 @@ from signal import SIGKILL, SIGQUIT
 from ..spec import ShutdownMode
 from ..status import WorkerState
 from .life import Launch, Life, Signal, Situation
-from .moves import WAITING, Plan, stop_signals
+from .moves import WAITING, Plan, retire, stop_signals
 from .phases import gate_open, gate_reason
 from .readiness import became_ready, start_clock
 
@@ -17,11 +17,20 @@ def consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
     if life.state not in WAITING or life.due is not None:
         return life, ()
     if not gate_open(life, situation):
-        return life._replace(reason=gate_reason(life, situation)), ()
+        return _wait(life, gate_reason(life, situation), asked), ()
+    if situation.never_starts:
+        return retire(life, situation.never_starts)
     made_before = life.failures or life.dropped  # and counted then
-    intended = asked or life.restart or life.cycled
+    intended = asked or life.restart or life.cycled or life.with_group
     by_rule = life.state is WorkerState.BACKOFF and not (made_before or intended)
-    return launch(life, restarts=life.restarts + by_rule)
+    return launch(life, restarts=life.restarts + bool(by_rule))
+
+
+def _wait(life: Life, reason: str, asked: bool) -> Life:
+    """Have it wait, and remember that the start was asked for; no change is none."""
+    if life.reason == reason and life.restart >= asked:
+        return life
+    return life._replace(reason=reason, restart=life.restart or asked)
 
 
 def launch(life: Life, *, restarts: int | None = None) -> Plan:
@@ -35,6 +44,8 @@ def launch(life: Life, *, restarts: int | None = None) -> Plan:
         restart=False,
         overdue=False,
         cycled=False,
+        with_group="",
+        for_good=False,
         dropped=False,
         trouble="",
         signals=life.signals if again else (),

@@ -162,6 +162,7 @@ class Core:
                 hint="Supervisor(connector='package.module:function')",
             )
         self.registry.check(spec)
+        self.groups.check(spec)
 
     def _enter(
         self,
@@ -174,6 +175,7 @@ class Core:
         if connects and fields["main"] is None and is_of_main(str(self.settings.connector)):
             fields["main"] = main_module(spec.name, "the connector")
         worker = self.registry.admit(spec, fields, payload, fds)
+        self.groups.join(worker)
         self.outside.publish(worker)
         self.news.registered(worker)
         return worker
@@ -222,6 +224,7 @@ class Core:
             self.launcher,
             self.outside,
             begin_cycle=self.cycle.begin,
+            restart_group=self.groups.restart,
             stop_group=self.groups.stop,
             fail=self.fail,
         )
@@ -234,6 +237,8 @@ class Core:
             on_zygote=self._on_zygote,
             hear=self.outside.hear,
             publish=self.outside.publish,
+            ask_others=self.groups.situation,
+            tell_others=self.groups.changed,
             after_turn=self._after_turn,
         )
         self.groups.attach(self.loop)

@@ -47,6 +47,7 @@ class Effects:
         outside: Outside,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
+        restart_group: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
         fail: Callable[[str], None],
     ) -> None:
@@ -57,6 +58,7 @@ class Effects:
         self._launcher = launcher
         self._outside = outside
         self._begin_cycle = begin_cycle
+        self._restart_group = restart_group
         self._stop_group = stop_group
         self._fail = fail
         # Ownership: nobody's, or what has ended would be kept, its latches too.
@@ -79,6 +81,8 @@ class Effects:
                 self._signal(worker, signum, group)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
+            case actions.RestartGroup():
+                self._restart_group(worker)
             case actions.StopGroup(why):
                 self._stop_group(worker, why)
             case actions.FailSupervisor(why):
