@@ -167,6 +167,7 @@ class Core:
             )
         self.cgroups.check(spec)
         self.registry.check(spec)
+        self.groups.check(spec)
 
     def _enter(
         self,
@@ -179,6 +180,7 @@ class Core:
         if connects and fields["main"] is None and is_of_main(str(self.settings.connector)):
             fields["main"] = main_module(spec.name, "the connector")
         worker = self.registry.admit(spec, fields, payload, fds)
+        self.groups.join(worker)
         self.outside.publish(worker)
         self.news.registered(worker)
         return worker
@@ -231,6 +233,7 @@ class Core:
             self.outside,
             self.cgroups,
             begin_cycle=self.cycle.begin,
+            restart_group=self.groups.restart,
             stop_group=self.groups.stop,
             fail=self.fail,
             signs=self.signs,
@@ -245,6 +248,8 @@ class Core:
             signs=self.signs,
             hear=self.outside.hear,
             publish=self.outside.publish,
+            ask_others=self.groups.situation,
+            tell_others=self.groups.changed,
             after_turn=self._after_turn,
         )
         self.signs.attach(self.loop, self.launcher, self.effects.probe_order)
