@@ -29,6 +29,8 @@ ENVIRONMENT = 256
 ENVIRONMENT_BYTES = 32_768
 PATH_BYTES = 4_095
 PROBE_BYTES = 1_024
+PROGRAM_BYTES = 4_096
+SOCKET_PATH_BYTES = 107
 CPUS = 4_096
 
 RLIMITS = {
@@ -38,7 +40,7 @@ RLIMITS = {
 }
 """The numbers of limits, by the names they have in specs."""
 
-_CGROUP_FILE = re.compile(r"(cpu|cpuset|io|memory|pids|hugetlb|rdma|misc)\.[a-z0-9_.]{1,60}")
+_CGROUP_FILE = re.compile(r"(cpu|cpuset|io|memory|pids|hugetlb|rdma|misc)\.[A-Za-z0-9_.]{1,60}")
 _VARIABLE = re.compile(r"[^=\0]+")
 
 
@@ -62,7 +64,7 @@ def _above_zero(high: float) -> Callable[[object], bool]:
     return lambda value: good(value) and value != 0
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> bool:
     """Tell whether something is a user's or a group's name or number."""
     if isinstance(value, int):
         return not isinstance(value, bool) and 0 <= value < 2**32 - 1
@@ -75,7 +77,7 @@ def _is_sequence(value: object, most: int) -> bool:
 
 
 def _are_names(value: object) -> bool:
-    return _is_sequence(value, GROUPS) and all(map(_is_name, value))  # type: ignore[call-overload]
+    return _is_sequence(value, GROUPS) and all(map(is_name, value))  # type: ignore[call-overload]
 
 
 def _is_text(value: object, most: int) -> bool:
@@ -110,13 +112,17 @@ def _is_probe(value: object) -> bool:
     if isinstance(value, str):
         return _is_text(value, PROBE_BYTES) and _is_address(value)
     words: Any = value
-    fits = _is_sequence(value, 64) and bool(words)
-    return fits and all(_is_text(word, PROBE_BYTES) for word in words)
+    if not _is_sequence(value, 64) or not words:
+        return False
+    fits = all(_is_text(word, PROBE_BYTES) for word in words)
+    return fits and sum(len(os.fsencode(word)) for word in words) <= PROGRAM_BYTES
 
 
 def _is_address(text: str) -> bool:
     if text.startswith("unix:"):
-        return text.startswith("unix:/") or text.startswith("unix:@")
+        return text[5:6] in ("/", "@") and len(os.fsencode(text)) <= 5 + SOCKET_PATH_BYTES
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        return False  # it is sent as it is
     from urllib.parse import urlsplit
 
     try:
@@ -124,9 +130,11 @@ def _is_address(text: str) -> bool:
         port = parts.port
     except ValueError:
         return False
+    if not parts.hostname or "@" in parts.netloc:
+        return False
     if parts.scheme == "tcp":
-        return bool(parts.hostname and port) and not parts.path
-    return parts.scheme == "http" and bool(parts.hostname)
+        return bool(port) and not (parts.path or parts.query or parts.fragment)
+    return parts.scheme == "http"
 
 
 def _is_environment(value: object) -> bool:
@@ -222,7 +230,7 @@ _OPTIONS: dict[str, _Option] = {
     "memory_max": _Option(None, _number(1, 2**62, whole=True), "must be a number of bytes"),
     "max_age": _Option(None, _above_zero(MAX_AGE), "must be above 0 seconds, to 366 days"),
     "max_age_jitter": _Option(0.1, _number(0, 1), _PART),
-    "user_group": _Option(None, _is_name, "must be a group's name or number"),
+    "user_group": _Option(None, is_name, "must be a group's name or number"),
     "supplementary_groups": _Option(
         None, _are_names, f"must be up to {GROUPS} names or numbers of groups"
     ),
@@ -264,9 +272,16 @@ def check_options(spec: WorkerSpec) -> None:
     for name, value in given.items():
         option = _OPTIONS[name]
         if (isinstance(value, bool) and name != "essential") or not option.is_good(value):
-            raise InvalidSpec.of(spec.name, name, value, option.allowed)
+            raise InvalidSpec.of(spec.name, name, _shown(name, value), option.allowed)
     for check in (_check_order, _check_readiness, _check_end, _check_identity):
         check(spec)
+
+
+def _shown(name: str, value: object) -> object:
+    """Return what may be shown of a wrong value: not what may be secret."""
+    if name != "env":
+        return value
+    return list(value) if isinstance(value, Mapping) else type(value)
 
 
 def _check_order(spec: WorkerSpec) -> None:

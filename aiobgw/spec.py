@@ -92,15 +92,18 @@ class WorkerSpec:
                     started), above 0 to 86,400 (default: 90 with NOTIFY and PROBE, else none)
     watchdog        seconds within which it must give a sign of life once it is ready, 0.5 to
                     86,400 (default: none).  Async targets do so by themselves from their event
-                    loop, plain ones call ``beat()``, commands send WATCHDOG=1
+                    loop, plain ones call ``beat()``, commands send WATCHDOG=1.  One that does
+                    not is ended by SIGABRT, by rule a failure; a Python target's stacks are
+                    then on its standard error, and in its ExitStatus
 
     The end.
 
     stop_signal   what asks a command to end (default SIGTERM, which targets always get)
     stop_timeout  seconds from the request to end until SIGKILL, 0 to 86,400 (default 10)
-    memory_max    bytes of resident memory above which it is ended, by rule a failure; looked at
-                  once a second
-    max_age       seconds after which it is replaced, above 0 to 366 days; counts for nothing
+    memory_max    bytes of resident memory (of its process; its children's do not count) above
+                  which it is ended, by rule a failure; looked at once a second
+    max_age       seconds after its start at which it is replaced, above 0 to 366 days; counts
+                  for nothing; with Restart.NEVER it ends
     max_age_jitter the part of max_age that is at most added to it, at random, 0 to 1
                   (default 0.1)
 
@@ -166,7 +169,7 @@ class WorkerSpec:
     supplementary_groups: Sequence[str | int] | None = None
     umask: int | None = None
     cwd: str | os.PathLike[str] | None = None
-    env: Mapping[str, str | None] | None = None
+    env: Mapping[str, str | None] | None = field(default=None, repr=False)
     nice: int | None = None
     cpus: Sequence[int] | None = None
     rlimits: Mapping[str, int | tuple[int, int]] | None = None

@@ -95,7 +95,8 @@ class WorkerStatus:
 
     ``started_at`` and ``next_start_at`` are moments on the wall clock (``time.time()``), for
     people; no decision depends on them.  ``restarts`` counts the restarts that the rule made,
-    not those that somebody asked for.  ``reason`` says why the worker is where it is.
+    not those that somebody asked for.  ``reason`` says why the worker is where it is, ``says``
+    what a command last said of itself (sd_notify's STATUS, 240 bytes), in this incarnation.
     """
 
     name: str
@@ -111,6 +112,7 @@ class WorkerStatus:
     next_start_at: float | None = None
     exit: ExitStatus | None = None
     reason: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

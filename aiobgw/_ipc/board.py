@@ -32,7 +32,7 @@ from contextlib import ExitStack
 from struct import Struct
 
 MAGIC = b"aiobgw\x00B"
-LAYOUT = 3
+LAYOUT = 4
 HEAD = -1
 BODY_BYTES = 2_032
 

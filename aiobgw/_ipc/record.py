@@ -19,6 +19,7 @@ from ..errors import InvalidSpec, PayloadTooLarge
 from ..spec import CrashScope, Flags, Phase, Restart, ShutdownMode, WorkerSpec
 from ..status import ExitKind, ExitStatus, SupervisorStatus, WorkerState, WorkerStatus
 from .board import BODY_BYTES
+from .notify import SAYS_BYTES
 
 INLINE_BYTES = 8_192
 """Larger arguments go to the worker in a sealed memfd of their own."""
@@ -26,12 +27,12 @@ INLINE_BYTES = 8_192
 _STATES = tuple(WorkerState)
 _KINDS = tuple(ExitKind)
 _ABSENT = -(2**31)
-_STATUS = Struct("=QQQQdd B?BBiii HHHHH")
+_STATUS = Struct("=QQQQdd B?BBiii HHHHHH")
 _HEAD = Struct("=QiiBBIIIIIBQ")
 _CLOSED = 0x80
 _REAPERS = ("auto", "kernel", "zygote")
 _REASON_BYTES = 240
-_ERROR_BYTES = BODY_BYTES - _STATUS.size - 2 * 95 - 2 * _REASON_BYTES
+_ERROR_BYTES = BODY_BYTES - _STATUS.size - 2 * 95 - 2 * _REASON_BYTES - SAYS_BYTES
 
 
 def pack_arguments(spec: WorkerSpec, limit: int) -> bytes:
@@ -122,6 +123,7 @@ def pack_status(status: WorkerStatus) -> bytes:
         _cut(status.reason, _REASON_BYTES),
         _cut(exit.reason if exit else "", _REASON_BYTES),
         _cut((exit.error if exit else None) or "", _ERROR_BYTES),
+        _cut(status.says, SAYS_BYTES),
     )
     fixed = _STATUS.pack(
         status.generation,
@@ -154,7 +156,7 @@ def unpack_status(slot: int, body: bytes) -> WorkerStatus:
     fields = _STATUS.unpack_from(body)
     generation, incarnation, restarts, exited, started_at, next_start_at = fields[:6]
     state, ready, has_exit, kind, pid, code, signal = fields[6:13]
-    name, kind_name, reason, exit_reason, error = _texts(body, fields[13:])
+    name, kind_name, reason, exit_reason, error, says = _texts(body, fields[13:])
     if state >= len(_STATES) or kind >= len(_KINDS):
         raise ValueError(f"state {state}, exit kind {kind}")
 
@@ -181,6 +183,7 @@ def unpack_status(slot: int, body: bytes) -> WorkerStatus:
         next_start_at=next_start_at or None,
         exit=exit if has_exit else None,
         reason=reason,
+        says=says,
     )
 
 

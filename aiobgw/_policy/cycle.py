@@ -27,7 +27,7 @@ def cycle_began(life: Life, why: str, now: float) -> Plan:
         return _take_back(life, why)
     if life.state is WorkerState.STOPPING and life.due is None:
         return life, ()  # SIGKILL did not end it; the cycle waits for it
-    reason = life.reason if life.asked else why
+    reason = life.reason if life.asked or life.trouble else why
     return quit_now(life._replace(cycled=True, reason=reason), now)
 
 

@@ -29,7 +29,7 @@ from .life import (
     Situation,
     Withdraw,
 )
-from .liveness import grew_old, look_for_life
+from .liveness import abort, grew_old, look_for_life
 from .moves import (
     KILL_TIMEOUT,
     WAITING,
@@ -191,15 +191,17 @@ def deadline_passed(life: Life, situation: Situation, now: float) -> Plan:
         return not_ready_in_time(life, now)
     if life.watch_at is not None and life.watch_at == life.wakes_at:
         return look_for_life(life, now)
-    return grew_old(life, now) if life.old_at is not None else (life, ())
+    return grew_old(life, situation, now) if life.old_at is not None else (life, ())
 
 
 def _due(life: Life, situation: Situation, now: float) -> Plan:
     match life.due:
         case Due.START:
             return _start_again(life, situation)
-        case Due.KILL:
+        case Due.KILL | Due.KILL_ABORTED:
             return _overdue(life, situation, now)
+        case Due.ABORT:
+            return abort(life, now)
         case Due.GIVE_UP:
             return _unkillable(life, situation)
         case None:
@@ -214,7 +216,9 @@ def _overdue(life: Life, situation: Situation, now: float) -> Plan:
     if not life.has_process:
         return drop_and_retire(life, f"{life.reason}; its launch never came up")
 
-    if situation.stop is ShutdownMode.IMMEDIATE or life.cycled:
+    if life.due is Due.KILL_ABORTED:
+        late = f"{life.trouble}; killed: SIGABRT did not end it within {KILL_TIMEOUT:g} s"
+    elif situation.stop is ShutdownMode.IMMEDIATE or life.cycled:
         late = f"killed: SIGQUIT did not end it within {KILL_TIMEOUT:g} s"
         late = f"{life.reason}; {late}" if life.cycled else late
     else:

@@ -17,7 +17,7 @@ from ..status import ExitKind, WorkerState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What of a spec the rules depend on."""
+    """What of a spec the rules depend on; ``dumps``: it writes its stacks if it is told to."""
 
     restart: Restart = Restart.ON_FAILURE
     restart_delay: float = 1.0
@@ -32,6 +32,7 @@ class Rule:
     needs_ready: bool = False
     start_timeout: float | None = None
     watchdog: float | None = None
+    dumps: bool = False
     stop_signal: int = int(SIGTERM)
     stop_timeout: float = 10.0
     max_age: float | None = None
@@ -56,6 +57,8 @@ class Due(enum.Enum):
 
     START = "start"
     KILL = "kill"
+    ABORT = "abort"
+    KILL_ABORTED = "kill, as SIGABRT did not end it"
     GIVE_UP = "give up"
 
 
@@ -74,7 +77,7 @@ class Life(NamedTuple):
     why the rules end this incarnation, as a failure.  Besides ``deadline``, which says what
     follows next (``due``), three moments may be set while it is up: ``ready_by`` (ready, or
     it counts as failed), ``watch_at`` (look for a sign of life; ``silent`` counts the looks
-    without one) and ``old_at`` (replace it).
+    without one, -1 if there was a beat since the last) and ``old_at`` (replace it).
 
     A named tuple: each decision makes a new one, in a tenth of dataclasses.replace's time.
     """
@@ -305,6 +308,11 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class Dump:
+    """Have it write its stacks: to its output, and for its exit status."""
+
+
+@dataclass(frozen=True, slots=True)
 class BeginCycle:
     """Its end begins a crash cycle: tell all others (CycleBegan)."""
 
@@ -345,6 +353,7 @@ Action = (
     | Withdraw
     | Drop
     | Signal
+    | Dump
     | BeginCycle
     | StopGroup
     | FailSupervisor

@@ -52,7 +52,7 @@ from .life import (
 )
 from .liveness import over_limit, said_beat
 from .moves import Plan, retire
-from .readiness import extend, said_ready, said_reloading, said_stopping
+from .readiness import extend, said_ready, said_reloading, said_stopping, without_words
 from .starting import consider, said_hello, started
 
 
@@ -91,11 +91,11 @@ def _follow_rules(life: Life, happening: Happening, situation: Situation, now: f
         case Beat():
             return said_beat(life)
         case Extend(seconds):
-            return extend(life, seconds, now)
+            return extend(life, seconds, situation, now)
         case OverLimit(why):
             return over_limit(life, why, now)
         case HasExited():
-            return exited(life, happening, situation, now)
+            return exited(without_words(life), happening, situation, now)
         case LaunchLost():
             return launch_lost(life, happening, situation, now)
         case LaunchFailed(why):

@@ -6,8 +6,10 @@ import is no hang), ``watchdog`` while it is ready (``liveness``), ``stop_timeou
 
 from __future__ import annotations
 
+from ..spec import ShutdownMode
 from ..status import WorkerState
-from .life import Due, Life
+from .life import Due, Life, Situation
+from .liveness import begin_watch
 from .moves import Plan, fail_incarnation
 
 RELOADING = "is reloading"
@@ -25,12 +27,14 @@ def became_ready(life: Life, now: float) -> Life:
     """Note that it is ready: the first time in this incarnation it also becomes healthy."""
     since = now if life.healthy_since is None else life.healthy_since
     reason = "" if life.reason == RELOADING else life.reason
-    return life._replace(ready=True, healthy_since=since, ready_by=None, reason=reason)
+    ready = life._replace(ready=True, healthy_since=since, ready_by=None, reason=reason)
+    return begin_watch(ready, now)
 
 
 def said_ready(life: Life, now: float) -> Plan:
     """Take its word: also ahead of STARTED, since the two come by different ways."""
-    if life.ready or life.state not in (WorkerState.STARTING, WorkerState.RUNNING):
+    up = life.state in (WorkerState.STARTING, WorkerState.RUNNING)
+    if life.ready or not up or life.due is Due.KILL:
         return life, ()
     return became_ready(life, now), ()
 
@@ -42,8 +46,11 @@ def said_reloading(life: Life) -> Plan:
 
 
 def said_stopping(life: Life, now: float) -> Plan:
-    """Let it end by itself, within ``stop_timeout``; its exit is its own."""
-    if life.state is not WorkerState.RUNNING:
+    """Let it end by itself, within ``stop_timeout``; its exit is its own.
+
+    Once: saying it again gives it no more time, and nothing takes it back.
+    """
+    if life.state is not WorkerState.RUNNING or life.due is Due.KILL:
         return life, ()
     deadline = now + life.rule.stop_timeout
     ending = life._replace(
@@ -52,8 +59,18 @@ def said_stopping(life: Life, now: float) -> Plan:
     return ending._replace(deadline=deadline, due=Due.KILL), ()
 
 
-def extend(life: Life, seconds: float, now: float) -> Plan:
-    """Move the deadline of a start or an end that is under way; never to an earlier moment."""
+def without_words(life: Life) -> Life:
+    """Forget what it said of itself: that it has ended says more."""
+    return life._replace(reason="") if life.reason in (RELOADING, ENDS_ITSELF) else life
+
+
+def extend(life: Life, seconds: float, situation: Situation, now: float) -> Plan:
+    """Move the deadline of a start or an end that is under way; never to an earlier moment.
+
+    What is not asked to end, but made to (an IMMEDIATE stop, a crash cycle), is not heard.
+    """
+    if situation.stop is ShutdownMode.IMMEDIATE or life.cycled:
+        return life, ()
     until = now + seconds
     if life.ready_by is not None:
         return life._replace(ready_by=max(life.ready_by, until)), ()

@@ -7,6 +7,7 @@ from signal import SIGKILL, SIGQUIT
 from ..spec import ShutdownMode
 from ..status import WorkerState
 from .life import Launch, Life, Signal, Situation
+from .liveness import old_at
 from .moves import WAITING, Plan, stop_signals
 from .phases import gate_open, gate_reason
 from .readiness import became_ready, start_clock
@@ -61,5 +62,5 @@ def started(life: Life, luck: float, now: float) -> Plan:
     life = life._replace(begun=True, failures=0, lost=0)
     if life.state is not WorkerState.STARTING:
         return life, ()
-    up = life._replace(state=WorkerState.RUNNING)
+    up = life._replace(state=WorkerState.RUNNING, old_at=old_at(life.rule, luck, now))
     return (up if life.rule.needs_ready and not life.ready else became_ready(up, now)), ()

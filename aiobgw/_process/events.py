@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from .cgroup import Cgroup
     from .child import Child
 
 
 class Order(NamedTuple):
     """What a child shall do: bytes and descriptors that mean nothing here.
 
-    The descriptors stay the caller's, and must stay open until the launch has a process.
+    The descriptors stay the caller's, and must stay open until the launch has a process; so
+    does the cgroup, which is killed with the process.
     """
 
     data: bytes
     fds: tuple[int, ...] = ()
     command: bool = False
     kind: str = "plain"
+    cgroup: Cgroup | None = None
 
 
 class Launch:
@@ -37,6 +40,14 @@ class Launch:
     def kill_group(self) -> bool:
         """Send SIGKILL to its process, and to all of its group."""
         return self.child is not None and self.child.kill_group()
+
+
+@runtime_checkable
+class Owner(Protocol):
+    """Whose launch it is, if it is no worker's: the loop passes its events on."""
+
+    def hear(self, event: ProcessEvent) -> None:
+        """Take an event of this launch; it must not wait."""
 
 
 class SaidHello(NamedTuple):

@@ -46,6 +46,7 @@ from ..status import (
     WorkerStatus,
     ZygoteRestarted,
 )
+from .cgroups import Cgroups
 from .closing import Closing
 from .cycle import Cycle
 from .effects import Effects, duplicate
@@ -54,6 +55,7 @@ from .loop import Loop
 from .news import News
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+from .signs import Signs
 
 ENTRY = "aiobgw._worker.main:main"
 REHEARSE = "aiobgw._worker.main:rehearse"
@@ -91,8 +93,10 @@ class Core:
         self.outside = Outside(self)
         self.loop: Loop | None = None
         self.effects: Effects | None = None
+        self.signs = Signs(self.registry)
         self.closing: Closing | None = None
         self.groups = Groups(self.registry)
+        self.cgroups = Cgroups(settings, self.epoch)
         self.cycle = Cycle(settings, self.registry, self.news, fail=self.fail)
         self.zygote_event: asyncio.Future[process.ZygoteUp] | None = None
         self._thread = 0
@@ -161,6 +165,7 @@ class Core:
                 f"worker {spec.name!r}: flags: this supervisor has no connector",
                 hint="Supervisor(connector='package.module:function')",
             )
+        self.cgroups.check(spec)
         self.registry.check(spec)
 
     def _enter(
@@ -202,9 +207,11 @@ class Core:
         self._old_nofile = probe.make_room(
             settings.max_workers,
             settings.spares,
-            0 if settings.runtime_dir is None else settings.max_clients,
+            (0 if settings.runtime_dir is None else settings.max_clients)
+            + self.cgroups.descriptors_for(settings.max_workers),
         )
         self.outside.open()
+        self.cgroups.open()
         self.open_launcher(reaper)
 
     def open_launcher(self, reaper: str) -> None:
@@ -215,15 +222,18 @@ class Core:
         else:
             self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
         self.outside.connect(self.launcher.watcher)
+        self.cgroups.connect(self.launcher.watcher)
         self.effects = Effects(
             settings,
             self.epoch,
             self.registry,
             self.launcher,
             self.outside,
+            self.cgroups,
             begin_cycle=self.cycle.begin,
             stop_group=self.groups.stop,
             fail=self.fail,
+            signs=self.signs,
         )
         self.loop = Loop(
             self.registry,
@@ -232,10 +242,12 @@ class Core:
             self.news,
             clock=settings.clock,
             on_zygote=self._on_zygote,
+            signs=self.signs,
             hear=self.outside.hear,
             publish=self.outside.publish,
             after_turn=self._after_turn,
         )
+        self.signs.attach(self.loop, self.launcher, self.effects.probe_order)
         self.groups.attach(self.loop)
         self.cycle.attach(self.loop, self.outside.publish_head)
         self.zygote_event = asyncio.get_running_loop().create_future()
@@ -245,6 +257,7 @@ class Core:
     def close_launcher(self) -> None:
         if self.loop is not None:
             self.loop.close()
+        self.signs.close()
         self.outside.disconnect()
         if self.launcher is not None:
             self.launcher.close()
@@ -263,6 +276,7 @@ class Core:
             reaper=reaper,
             nofile=self._old_nofile,
             lock=self.outside.lock,
+            cgroup=self.cgroups.path,
         )
 
     def _on_zygote(self, event: process.ZygoteUp | process.ZygoteFailed) -> None:
@@ -317,7 +331,7 @@ class Core:
             return
         if self.closing is None:
             self.closing = Closing(self.launcher)
-        if self.closing.step(workers=len(self.registry)):
+        if self.closing.step(workers=len(self.registry) + self.cgroups.pending):
             self._finish()
 
     def _finish(self) -> None:
@@ -326,6 +340,7 @@ class Core:
         self.news.publish(Closed(time.time()))
         self.outside.hang_up(in_order=True)
         self.close_launcher()
+        self.cgroups.close()
         self.outside.close()
         self.changes.tell()
 
@@ -341,6 +356,7 @@ class Core:
         self.cycle.cancel()
         self.outside.hang_up(in_order=False)
         self.close_launcher()
+        self.cgroups.close()
         self.outside.close()
         for worker in self.registry.all():
             worker.release()
@@ -353,7 +369,9 @@ class Core:
         self._foreign = True
         if self.launcher is not None:
             self.launcher.close_copies()
+        self.signs.close_copies()
         self.outside.close_copies()
+        self.cgroups.close_copies()
         for worker in self.registry.all():
             worker.release()
 

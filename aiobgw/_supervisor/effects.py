@@ -11,7 +11,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 from weakref import ref
 
 from .._ipc import launch as protocol
@@ -24,8 +24,13 @@ from ..errors import WorkerFailed
 from ..settings import Settings
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
+from .cgroups import Cgroups
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+from .stacks import Stacks
+
+if TYPE_CHECKING:
+    from .signs import Signs
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
@@ -46,10 +51,12 @@ class Effects:
         registry: Registry,
         launcher: LauncherSeam,
         outside: Outside,
+        cgroups: Cgroups,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
         fail: Callable[[str, WorkerFailed | None], None],
+        signs: Signs,
     ) -> None:
         self._name = settings.name
         self._connector = settings.connector
@@ -57,9 +64,11 @@ class Effects:
         self._registry = registry
         self._launcher = launcher
         self._outside = outside
+        self._cgroups = cgroups
         self._begin_cycle = begin_cycle
         self._stop_group = stop_group
         self._fail = fail
+        self._signs = signs
         # Ownership: nobody's, or what has ended would be kept, its latches too.
         self._pokes: deque[tuple[float, ref[Launch], int]] = deque()
 
@@ -76,8 +85,11 @@ class Effects:
                 if worker.launch is not None:
                     self._launcher.drop(worker.launch)
                     worker.launch = None
+                    self.leave_cgroup(worker)
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
+            case actions.Dump():
+                self._signal(worker, protocol.DUMP_SIGNAL, group=False)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
             case actions.StopGroup(why):
@@ -89,6 +101,7 @@ class Effects:
             case actions.GiveUp():
                 log.error("worker %s: SIGKILL does not end pid %s", worker.spec.name, worker.pid)
             case actions.Retire():
+                self.leave_cgroup(worker)
                 self._registry.release(worker)
             case unknown:
                 assert_never(unknown)
@@ -96,14 +109,25 @@ class Effects:
 
     def _launch(self, worker: RegisteredWorker) -> None:
         worker.farewell = None
+        worker.says = ""
         worker.close_client_end()
+        worker.close_stacks()
+        if worker.life.rule.dumps:
+            worker.stacks = Stacks()
         if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
             worker.client_end = self._outside.channel_for(worker.spec.name)
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
+    def leave_cgroup(self, worker: RegisteredWorker) -> None:
+        """End what its last process has left in its cgroup, and let go of it."""
+        self._cgroups.leave(worker)
+
     def _order(self, worker: RegisteredWorker) -> Order:
         flags = worker.fields["flags"]
         client = () if worker.client_end is None else (worker.client_end.fd,)
+        stacks = () if worker.stacks is None else (worker.stacks.fd,)
+        cgroup = self._cgroups.make(worker)
+        entrance = () if worker.cgroup is None else (worker.cgroup.entrance,)
         data = protocol.pack_order(
             {
                 "supervisor": self._name,
@@ -114,15 +138,43 @@ class Effects:
                 "spec": worker.fields,
                 "payload": worker.payload,
                 "client": bool(client),
+                "stacks": bool(stacks),
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
+                "cgroup": cgroup,
+                "environ": self._signs.environ(worker),
             }
         )
-        # Order of descriptors: arguments, channel, latches; the worker takes them in turn.
+        # Order of descriptors, which the worker takes in turn: arguments, channel, stacks,
+        # cgroup, notification, latches.
         in_memfd = 1 if worker.payload is None else 0
-        fds = (*worker.fds[:in_memfd], *client, *worker.fds[in_memfd:])
+        pipe = self._signs.open_pipe(worker)
+        brought = (*client, *stacks, *entrance, *pipe)
+        fds = (*worker.fds[:in_memfd], *brought, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
-        return Order(data, fds, worker.spec.command is not None, kind)
+        return Order(data, fds, worker.spec.command is not None, kind, worker.cgroup)
+
+    def probe_order(self, worker: RegisteredWorker) -> Order:
+        """Return the order for the program that looks whether a worker is ready."""
+        name = f"{worker.spec.name}: probe"
+        data = protocol.pack_order(
+            {
+                "supervisor": self._name,
+                "epoch": self._epoch,
+                "slot": worker.slot,
+                "generation": worker.generation,
+                "incarnation": worker.life.incarnation,
+                "spec": dict(worker.fields, name=name, command=True, target=None),
+                "payload": os.fsencode("\0".join(worker.spec.probe or ())),
+                "client": False,
+                "stacks": False,
+                "latches": [],
+                "connector": None,
+                "cgroup": None,
+                "environ": {},
+            }
+        )
+        return Order(data, command=True)
 
     def _signal(self, worker: RegisteredWorker, signum: int, group: bool) -> None:
         if worker.launch is None:

@@ -12,22 +12,29 @@ import time
 from collections import deque
 from collections.abc import Callable
 from random import random
+from typing import TYPE_CHECKING
 
 from .._ipc import launch as protocol
 from .._policy import life as happenings
 from .._policy.clock import Clock
 from .._policy.deadlines import Deadlines
 from .._policy.life import Action, Happening, Life, Situation
+from .._policy.liveness import is_unseen
 from .._policy.plan import plan
 from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
 from .._process.exits import meaning
 from .._process.seam import LauncherSeam
+from ..spec import Readiness
 from ..status import ExitKind, ExitStatus
 from .clock import Alarm, GoingOn, SystemClock
 from .effects import Effects
+from .memory import Memory
 from .news import News
 from .registry import RegisteredWorker, Registry
+
+if TYPE_CHECKING:
+    from .signs import Signs
 
 PUT_OFF = 0.1
 
@@ -46,17 +53,18 @@ class Loop:
         *,
         clock: Clock | None,
         on_zygote: Callable[[process.ZygoteUp | process.ZygoteFailed], None],
+        signs: Signs,
         hear: Callable[[], None],
         publish: Callable[[RegisteredWorker], None],
         after_turn: Callable[[], None],
     ) -> None:
         self.situation = Situation()
-        self.rehearsal: Callable[[process.ProcessEvent], None] | None = None
         self._registry = registry
         self._launcher = launcher
         self._effects = effects
         self._news = news
         self._on_zygote = on_zygote
+        self._signs = signs
         self._hear = hear
         self._publish = publish
         self._after_turn = after_turn
@@ -70,6 +78,7 @@ class Loop:
         self._clock = clock or real
         self._deadline_alarm = Alarm(self._clock, self.turn)
         self._watcher_alarm = Alarm(real, self.turn)
+        self._memory = Memory(launcher.watcher, self.post)
         self._open = True
         self._host.add_reader(launcher.watcher.epoll.fileno(), self.turn)
 
@@ -85,6 +94,11 @@ class Loop:
         if not self._turning:
             self._turn(gather=False)
 
+    @property
+    def host(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it lives in."""
+        return self._host
+
     def turn(self) -> None:
         """Handle everything that is there; called by the host's loop."""
         if not self._turning and self._open:
@@ -93,13 +107,15 @@ class Loop:
     def _turn(self, *, gather: bool) -> None:
         self._turning = True
         try:
-            happened = self._launcher.gather() if gather else []
+            # Race: what is due now must not come ahead of a beat that is there.
+            happened = self._launcher.gather() if gather or self._is_due() else []
             while True:
                 happened += self._launcher.take()
                 for event in happened:
                     self._guarded(self._on_process_event, event)
                 happened = []
                 if gather:
+                    self._signs.hear()
                     self._hear()
                     gather = False
                 self._take_requests()
@@ -110,6 +126,10 @@ class Loop:
         finally:
             self._turning = False
             self._set_timer()
+
+    def _is_due(self) -> bool:
+        first = self._deadlines.first()
+        return first is not None and first <= self._clock.now()
 
     def _take_requests(self) -> None:
         while self._requests:
@@ -165,8 +185,11 @@ class Loop:
                 if led_to is not None:
                     pending.append(led_to)
         self._deadlines.set(worker.slot, worker.life.wakes_at)
-        if worker.life is not before:
+        if worker.life is not before and not self._is_unseen(before, worker.life):
             self._changed(worker, before, now)
+
+    def _is_unseen(self, before: Life, life: Life) -> bool:
+        return life.watch_at is not None and is_unseen(before, life)
 
     def _changed(self, worker: RegisteredWorker, before: Life, now: float) -> None:
         """Note a change.
@@ -178,6 +201,11 @@ class Loop:
             log.debug("worker %s: %s", worker.spec.name, worker.life.state.value)
         worker.plan_next_start(now)
         self._news.changed(worker, before)
+        self._signs.follow(worker)
+        self._dirty[worker] = None
+
+    def note(self, worker: RegisteredWorker) -> None:
+        """Have its record written, and told of, at the end of the turn that is running."""
         self._dirty[worker] = None
 
     def _flush(self) -> None:
@@ -197,15 +225,18 @@ class Loop:
 
         worker = event.launch.owner
         if not isinstance(worker, RegisteredWorker):
-            if self.rehearsal is not None:
-                self.rehearsal(event)
+            if isinstance(worker, process.Owner):
+                worker.hear(event)
             return
         if worker.launch is not event.launch:
             return  # a launch that was dropped
         match event:
             case process.SaidHello(_, pid):
                 worker.close_client_end()
+                if worker.cgroup is not None:
+                    worker.cgroup.entered()
                 self._registry.set_pid(worker, pid)
+                self._memory.watch(worker)
                 self._decide(worker, happenings.Hello())
             case process.Said(_, frame):
                 self._on_frame(worker, frame)
@@ -229,7 +260,10 @@ class Loop:
                     self._launcher.used(kind)
                     self._started(worker)
                 case protocol.READY:
-                    self._decide(worker, happenings.SaidReady())
+                    if worker.spec.ready is not Readiness.PROBE:
+                        self._decide(worker, happenings.SaidReady())
+                case protocol.BEAT:
+                    self._decide(worker, happenings.Beat())
                 case protocol.FAREWELL:
                     worker.farewell = protocol.read_coded(frame)
                 case other:
@@ -243,6 +277,8 @@ class Loop:
 
     def _without_process(self, worker: RegisteredWorker) -> None:
         worker.launch = None
+        self._effects.leave_cgroup(worker)
+        worker.close_stacks()
         self._registry.set_pid(worker, None)
 
     def _on_exit(self, worker: RegisteredWorker, status: int | None, failure: str | None) -> None:
@@ -252,7 +288,9 @@ class Loop:
         level = logging.DEBUG if exit.ok else logging.WARNING
         log.log(level, "worker %s (%s): %s", worker.spec.name, worker.spec.type, exit)
         self._news.exited(worker)
-        abrupt = is_abrupt(signal=exit.signal, farewell=worker.farewell is not None)
+        # Whoever says why it cannot begin has begun nothing, and left nothing in mid-work.
+        farewell = worker.farewell is not None or failure is not None
+        abrupt = is_abrupt(signal=exit.signal, farewell=farewell)
         self._decide(worker, happenings.HasExited(exit.kind, abrupt, random()))
 
     def _exit_status(
@@ -265,7 +303,7 @@ class Loop:
         kind = exit_kind(
             code=code,
             signal=signal,
-            farewell=worker.farewell is not None,
+            farewell=worker.farewell is not None or failure is not None,
             command=worker.spec.command is not None,
             asked=life.asked,
             overdue=life.overdue,
@@ -275,6 +313,8 @@ class Loop:
         )
         by_us = life.asked or life.overdue or life.trouble or kind is ExitKind.TERMINATED
         text = worker.farewell[1] if worker.farewell is not None else failure
+        if worker.stacks is not None and (signal is not None or life.trouble):
+            text = "\n\n".join(filter(None, (text, worker.stacks.read())))
         return ExitStatus(
             incarnation=life.incarnation,
             kind=kind,

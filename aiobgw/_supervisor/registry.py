@@ -18,10 +18,12 @@ from typing import Any
 from .._client.changes import Changes
 from .._ipc.channel import Channel
 from .._policy.life import Life, Rule
+from .._process.cgroup import Cgroup
 from .._process.events import Launch
 from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
 from ..spec import CrashScope, Flags, Readiness, Strategy, WorkerSpec
 from ..status import ExitStatus, WorkerState, WorkerStatus
+from .stacks import Stacks
 
 START_TIMEOUT = 90.0
 """Seconds for those who need to become ready and say nothing else (systemd's default)."""
@@ -35,6 +37,7 @@ class RegisteredWorker:
     """A worker's private record.  Owns the descriptors that its spec brought."""
 
     __slots__ = (
+        "cgroup",
         "changes",
         "client_end",
         "exits",
@@ -48,8 +51,10 @@ class RegisteredWorker:
         "next_start_at",
         "payload",
         "pid",
+        "says",
         "slot",
         "spec",
+        "stacks",
         "started_at",
     )
 
@@ -73,12 +78,15 @@ class RegisteredWorker:
         self.launch: Launch | None = None
         self.pid: int | None = None
         self.is_async = False
+        self.says = ""
         self.started_at: float | None = None
         self.next_start_at: float | None = None
         self.farewell: tuple[int, str] | None = None
         self.exits: deque[ExitStatus] = deque(maxlen=EXITS_KEPT)
         self.changes = Changes()
         self.client_end: Channel | None = None
+        self.cgroup: Cgroup | None = None
+        self.stacks: Stacks | None = None
 
     @property
     def exit(self) -> ExitStatus | None:
@@ -87,7 +95,9 @@ class RegisteredWorker:
 
     @property
     def ready(self) -> bool:
-        return self.life.ready
+        """Whether it runs and is ready; who says so ahead of its start is so from then on."""
+        runs = self.pid is not None and self.life.state is not WorkerState.STARTING
+        return runs and self.life.ready
 
     @property
     def is_over(self) -> bool:
@@ -113,6 +123,7 @@ class RegisteredWorker:
             next_start_at=self.next_start_at,
             exit=self.exit,
             reason=life.reason,
+            says=self.says,
         )
 
     def plan_next_start(self, now: float) -> None:
@@ -130,9 +141,16 @@ class RegisteredWorker:
             self.client_end.close()
             self.client_end = None
 
+    def close_stacks(self) -> None:
+        """Let go of what an incarnation has written of its stacks."""
+        if self.stacks is not None:
+            self.stacks.close()
+            self.stacks = None
+
     def release(self) -> None:
         """Give back the descriptors of its spec, and the bytes of its arguments."""
         self.close_client_end()
+        self.close_stacks()
         for fd in self.fds:
             os.close(fd)
         self.fds = ()
@@ -160,6 +178,7 @@ def rule_of(spec: WorkerSpec, groups: Mapping[str, Strategy]) -> Rule:
         needs_ready=needs_ready,
         start_timeout=start_timeout,
         watchdog=spec.watchdog,
+        dumps=spec.watchdog is not None and spec.command is None,
         stop_signal=spec.stop_signal,
         stop_timeout=spec.stop_timeout,
         max_age=spec.max_age,

@@ -56,11 +56,10 @@ async def _zygote_ready(core: Core) -> None:
 async def _rehearse(core: Core) -> tuple[int | None, bool]:
     """Launch a child that only ends; return its status, and whether the kernel kept it."""
     launcher = core.launcher
-    assert launcher is not None and core.loop is not None
+    assert launcher is not None
     done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
     rehearsal = _Rehearsal(done)
     order = Order(protocol.pack_exit(REHEARSAL_CODE))
-    core.loop.rehearsal = rehearsal.hear
     launcher.launch(order, rehearsal)
     try:
         async with asyncio.timeout(REHEARSAL_TIMEOUT):
@@ -70,7 +69,6 @@ async def _rehearse(core: Core) -> tuple[int | None, bool]:
         raise Unsupported("a rehearsal child did not come up, or did not end") from None
     finally:
         rehearsal.close()
-        core.loop.rehearsal = None
 
 
 class _Rehearsal:
@@ -79,10 +77,11 @@ class _Rehearsal:
     def __init__(self, done: asyncio.Future[int | None]) -> None:
         self._done = done
         self._pidfd = -1
+        self._is_over = False
 
     def hear(self, event: process.ProcessEvent) -> None:
         match event:
-            case process.SaidHello(launch, _) if launch.child is not None:
+            case process.SaidHello(launch, _) if launch.child is not None and not self._is_over:
                 self._pidfd = os.dup(launch.child.pidfd)
             case process.Ended(_, status, _):
                 self._finish(status)
@@ -101,5 +100,6 @@ class _Rehearsal:
         return kept and exits.group_signals_work(self._pidfd)
 
     def close(self) -> None:
+        self._is_over = True
         if self._pidfd >= 0:
             os.close(self._pidfd)

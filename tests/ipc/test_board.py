@@ -246,7 +246,7 @@ def test_a_board_that_is_not_sealed_is_refused(image: bytes, missing: int) -> No
     ("forge", "why"),
     [
         (lambda image: b"postgres" + image[8:], f"this is {LAYOUT}"),
-        (lambda image: image[:8] + b"\x02\0\0\0" + image[12:], "layout 2, this is 3"),
+        (lambda image: image[:8] + b"\x02\0\0\0" + image[12:], f"layout 2, this is {LAYOUT}"),
         (lambda image: image[:12] + b"\xff\0\0\0" + image[16:], "layout"),
         (lambda image: image[:16] + b"\xff\0\0\0" + image[20:], "layout"),
         (lambda image: image[:20] + b"\xff\xff\0\0" + image[24:], "for 65535 slots"),
