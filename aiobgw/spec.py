@@ -57,18 +57,20 @@ class WorkerSpec:
     restart_delay     seconds from the first exit of a streak of failures to the next start,
                       0 to 86,400 (default 1)
     restart_backoff   what each further delay of the streak is multiplied by, 1 to 100
-                      (default 2; 1 and no jitter: PostgreSQL's fixed interval)
+                      (default 2; 1 and no jitter: PostgreSQL's fixed interval; 0 s stay 0 s)
     restart_delay_max seconds that no delay exceeds, 0 to 86,400 (default 60; a longer
-                      restart_delay holds)
+                      restart_delay holds; jitter is added after that)
     restart_jitter    the part of a delay that is at most added to it, at random, 0 to 1
                       (default 0.25, Nomad's)
     restart_reset     seconds for which it must have been ready to end the streak, 0 to 86,400
                       (default: 60, or 10 times restart_delay if that is more)
-    max_restarts      restarts by rule within max_seconds; with one more it stops for good:
-                      0 to 10,000, None: no limit (default 5; OTP's intensity)
+    max_restarts      exits within max_seconds that are answered with a restart, clean ones (with
+                      ALWAYS) too; with one more it stops for good: 0 to 10,000, None: no limit
+                      (default 5; OTP's intensity).  What was asked for does not count
     max_seconds       the length of that window, which slides, above 0 to 86,400 (default 60)
     escalate          what follows then, see Escalate (default IGNORE)
-    essential         whether its end for good, unless asked for, fails the supervisor
+    essential         whether its end for good fails the supervisor, also a clean one; not one that
+                      was asked for, and none during a stop
 
     Order.
 
