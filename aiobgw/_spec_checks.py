@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from ._choices import CrashScope, Flags, Phase, Restart
 from ._names import (
     IMPORTABLE,
-    USER_LENGTH,
     check_name,
     importable_name,
     is_target_name,
 )
-from ._spec_options import DAY, check_options
+from ._spec_options import DAY, check_options, is_name
 from .errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -174,9 +173,7 @@ def stored_by_name(spec: WorkerSpec) -> str:
 def _check_user(spec: WorkerSpec) -> None:
     if spec.user is None:
         return
-    number = isinstance(spec.user, int) and not isinstance(spec.user, bool) and spec.user >= 0
-    named = isinstance(spec.user, str) and 0 < len(spec.user) <= USER_LENGTH
-    if not number and not named:
+    if not is_name(spec.user):  # the highest number is none: to the kernel it means "as it is"
         raise InvalidSpec.of(spec.name, "user", spec.user, "must be a user's name or number")
     if int(spec.flags) & SHMEM_ACCESS:
         # The board and the latches are shared among processes of one user only.

@@ -64,7 +64,7 @@ def _above_zero(high: float) -> Callable[[object], bool]:
     return lambda value: good(value) and value != 0
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> bool:
     """Tell whether something is a user's or a group's name or number."""
     if isinstance(value, int):
         return not isinstance(value, bool) and 0 <= value < 2**32 - 1
@@ -77,7 +77,7 @@ def _is_sequence(value: object, most: int) -> bool:
 
 
 def _are_names(value: object) -> bool:
-    return _is_sequence(value, GROUPS) and all(map(_is_name, value))  # type: ignore[call-overload]
+    return _is_sequence(value, GROUPS) and all(map(is_name, value))  # type: ignore[call-overload]
 
 
 def _is_text(value: object, most: int) -> bool:
@@ -230,7 +230,7 @@ _OPTIONS: dict[str, _Option] = {
     "memory_max": _Option(None, _number(1, 2**62, whole=True), "must be a number of bytes"),
     "max_age": _Option(None, _above_zero(MAX_AGE), "must be above 0 seconds, to 366 days"),
     "max_age_jitter": _Option(0.1, _number(0, 1), _PART),
-    "user_group": _Option(None, _is_name, "must be a group's name or number"),
+    "user_group": _Option(None, is_name, "must be a group's name or number"),
     "supplementary_groups": _Option(
         None, _are_names, f"must be up to {GROUPS} names or numbers of groups"
     ),
@@ -272,9 +272,16 @@ def check_options(spec: WorkerSpec) -> None:
     for name, value in given.items():
         option = _OPTIONS[name]
         if (isinstance(value, bool) and name != "essential") or not option.is_good(value):
-            raise InvalidSpec.of(spec.name, name, value, option.allowed)
+            raise InvalidSpec.of(spec.name, name, _shown(name, value), option.allowed)
     for check in (_check_order, _check_readiness, _check_end, _check_identity):
         check(spec)
+
+
+def _shown(name: str, value: object) -> object:
+    """Return what may be shown of a wrong value: not what may be secret."""
+    if name != "env":
+        return value
+    return list(value) if isinstance(value, Mapping) else type(value)
 
 
 def _check_order(spec: WorkerSpec) -> None:

@@ -164,7 +164,7 @@ class WorkerSpec:
     supplementary_groups: Sequence[str | int] | None = None
     umask: int | None = None
     cwd: str | os.PathLike[str] | None = None
-    env: Mapping[str, str | None] | None = None
+    env: Mapping[str, str | None] | None = field(default=None, repr=False)
     nice: int | None = None
     cpus: Sequence[int] | None = None
     rlimits: Mapping[str, int | tuple[int, int]] | None = None

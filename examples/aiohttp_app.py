@@ -78,6 +78,7 @@ def specs(queue: Queue, workers: int) -> list[WorkerSpec]:
             latches=latches[step],
             restart=Restart.ALWAYS,
             restart_delay=0.1,
+            max_restarts=None,  # there is work for it as long as the application runs
             start_when=Phase.CONSISTENT_STATE,  # when the tables are there
         )
         for step in pipeline.STEPS

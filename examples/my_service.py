@@ -22,6 +22,8 @@ def capitals(inbox: Path, outbox: Path, done: aiobgw.Latch | None = None) -> aio
         latches={"done": done} if done is not None else {},
         restart=aiobgw.Restart.ALWAYS,
         restart_delay=RETRY_DELAY,
+        restart_backoff=1,  # and no jitter: the same pause each time, as in PostgreSQL
+        restart_jitter=0,
     )
 
 

@@ -62,7 +62,7 @@ class Guard:
         failure = self._failure()
         ours = kind is None or issubclass(kind, asyncio.CancelledError)
         if ours and not others and failure is not None:
-            raise failure from error
+            raise failure from failure.__cause__ or error
 
     def _take_back(self) -> int:
         """Undo our cancellation, sent or not; return how many there are besides it."""

@@ -44,6 +44,7 @@ ORDER = (
     "client",
     "latches",
     "connector",
+    "cgroup",
     "environ",
     "spec",
 )

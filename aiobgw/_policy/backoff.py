@@ -29,12 +29,20 @@ def _doubled(first: float, times: int, most: float) -> float:
 def restart_delay(rule: Rule, streak: int, luck: float) -> float:
     """Return the pause after the n-th failure in a row (n from 1).
 
-    systemd's RestartSteps and Kubernetes' crash loop in shape; the jitter is Nomad's, and only
-    ever makes a pause longer.
+    Kubernetes' crash loop in shape; the jitter is Nomad's, and only ever makes a pause longer,
+    the longest ones too: at their limit many workers would start at once otherwise.
     """
+    return _grown(rule, streak) * (1.0 + rule.restart_jitter * luck)
+
+
+def _grown(rule: Rule, streak: int) -> float:
+    """Return the delay without jitter; one of 0 stays 0 whatever it is multiplied by."""
     most = max(rule.restart_delay, rule.restart_delay_max)
-    factor = rule.restart_backoff ** min(max(streak, 1) - 1, 32)
-    return min(most, rule.restart_delay * factor) * (1.0 + rule.restart_jitter * luck)
+    try:
+        factor = float(rule.restart_backoff) ** (max(streak, 1) - 1)
+    except OverflowError:
+        return most if rule.restart_delay else 0.0
+    return min(most, rule.restart_delay * factor)
 
 
 def healthy_time(rule: Rule) -> float:

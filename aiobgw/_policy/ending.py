@@ -8,12 +8,21 @@ from ..spec import Restart, ShutdownMode
 from ..status import ExitKind, WorkerState
 from .backoff import LAUNCH_ATTEMPTS, launch_delay
 from .cycle import lost_in_cycle, until_its_end
-from .intensity import after_failure, escalation, given_up, is_exceeded, pause
+from .intensity import (
+    after_failure,
+    end_health,
+    escalation,
+    given_up,
+    is_exceeded,
+    pause,
+    what_happened,
+)
 from .life import (
     BeginCycle,
     Due,
     GiveUp,
     HasExited,
+    LaunchLost,
     Life,
     RecordUnknown,
     Signal,
@@ -42,8 +51,8 @@ STOPPING = "the supervisor is stopping"
 _UP = (WorkerState.STARTING, WorkerState.RUNNING)
 
 
-def launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan:
-    life = unwatched(life)._replace(has_process=False, lost=life.lost + 1)
+def launch_lost(life: Life, lost: LaunchLost, situation: Situation, now: float) -> Plan:
+    life = without_process(life)._replace(lost=life.lost + 1)
     if life.terminate or situation.stop is not None:
         return retire(life, life.reason or STOPPING)
     if situation.cycle and life.rule.member:
@@ -51,8 +60,8 @@ def launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan:
     if life.lost < LAUNCH_ATTEMPTS:
         return launch(life)
 
-    recorded = RecordUnknown(f"{LAUNCH_ATTEMPTS} launches reached no process: {why}")
-    life, actions = exited(life, HasExited(ExitKind.UNKNOWN), situation, now)
+    recorded = RecordUnknown(f"{LAUNCH_ATTEMPTS} launches reached no process: {lost.why}")
+    life, actions = exited(life, HasExited(ExitKind.UNKNOWN, luck=lost.luck), situation, now)
     return life, (recorded, *actions)
 
 
@@ -81,6 +90,7 @@ def exited(life: Life, exit: HasExited, situation: Situation, now: float) -> Pla
 def _follow(
     verdict: Verdict, life: Life, exit: HasExited, situation: Situation, now: float
 ) -> Plan:
+    life = end_health(life, now)
     counts = _counts(verdict, life, exit.kind)
     life = after_failure(life, now) if counts else life
     over = without_process(life)._replace(lost=0, failures=0, signals=(), overdue=False)
@@ -91,13 +101,12 @@ def _follow(
         case Verdict.RETIRE:
             return retire(over, life.reason or f"{exit.kind.value} exit")
         case Verdict.AGAIN_NOW:
-            waiting = over._replace(state=WorkerState.BACKOFF, restart=False)
-            return consider(waiting, situation, asked=True)
+            return consider(over._replace(state=WorkerState.BACKOFF), situation)
         case Verdict.AGAIN_AFTER_CYCLE:
             return until_its_end(over._replace(state=WorkerState.BACKOFF)), ()
         case Verdict.AGAIN_AFTER_DELAY:
             wait = pause(over, exit.luck)
-            reason = f"{life.trouble or f'{exit.kind.value} exit'}; waits {wait:.3g} s"
+            reason = f"{what_happened(life, exit.kind)}; waits {round(wait, 2):g} s"
             state = WorkerState.BACKOFF
             return over._replace(state=state, deadline=now + wait, due=Due.START, reason=reason), ()
 
@@ -111,7 +120,8 @@ def _counts(verdict: Verdict, life: Life, kind: ExitKind) -> bool:
 
 def terminate(life: Life, reason: str, now: float) -> Plan:
     if life.state in WAITING:
-        return retire(life, f"{reason} before it started" if not life.begun else reason)
+        why = reason if life.begun else f"{reason} before it started"
+        return retire(life._replace(terminate=True), why)
     if life.state is WorkerState.STOPPING:
         return life._replace(terminate=True), ()
     return stopping(life._replace(terminate=True, reason=reason), now)
@@ -141,7 +151,8 @@ def restart(life: Life, situation: Situation, now: float) -> Plan:
     if situation.stop is not None:
         return life, ()
     if life.state in WAITING:
-        return consider(life._replace(deadline=None, due=None), situation, asked=True)
+        again = life.state is WorkerState.BACKOFF
+        return consider(life._replace(deadline=None, due=None, restart=again), situation)
     if life.state in _UP and life.has_process:
         return stopping(life._replace(restart=True, reason="restart was asked for"), now)
     if life.trouble and not life.terminate:

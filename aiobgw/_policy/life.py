@@ -194,9 +194,13 @@ class HasExited:
 
 @dataclass(frozen=True, slots=True)
 class LaunchLost:
-    """The order reached no process: whoever had it in hand died."""
+    """The order reached no process: whoever had it in hand died.
+
+    ``luck``: a random number from 0 to 1, for what is to be spread.
+    """
 
     why: str
+    luck: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from signal import SIGCONT, SIGQUIT
 
 from ..status import WorkerState
+from .intensity import end_health
 from .life import Action, Drop, Due, Life, Retire, Rule, Signal, Withdraw
 
 KILL_TIMEOUT = 5.0
@@ -57,7 +58,7 @@ def fail_incarnation(life: Life, why: str, now: float) -> Plan:
     """
     if life.state not in (WorkerState.STARTING, WorkerState.RUNNING) or not life.has_process:
         return life, ()
-    return stopping(life._replace(trouble=why, reason=why), now)
+    return stopping(end_health(life, now)._replace(trouble=why, reason=why), now)
 
 
 def drop_and_retire(life: Life, reason: str) -> Plan:

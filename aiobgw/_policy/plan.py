@@ -94,8 +94,8 @@ def _follow_rules(life: Life, happening: Happening, situation: Situation, now: f
             return over_limit(life, why, now)
         case HasExited():
             return exited(without_words(life), happening, situation, now)
-        case LaunchLost(why):
-            return launch_lost(life, why, situation, now)
+        case LaunchLost():
+            return launch_lost(life, happening, situation, now)
         case LaunchFailed(why):
             return launch_failed(life, why, situation, now)
         case Withdrawn():

@@ -12,14 +12,14 @@ from .phases import gate_open, gate_reason
 from .readiness import became_ready, start_clock
 
 
-def consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
+def consider(life: Life, situation: Situation) -> Plan:
     """Launch it if its gate is open; what follows a back-off by rule counts as a restart."""
     if life.state not in WAITING or life.due is not None:
         return life, ()
     if not gate_open(life, situation):
         return life._replace(reason=gate_reason(life, situation)), ()
     made_before = life.failures or life.dropped  # and counted then
-    intended = asked or life.restart or life.cycled
+    intended = life.restart or life.cycled
     by_rule = life.state is WorkerState.BACKOFF and not (made_before or intended)
     return launch(life, restarts=life.restarts + by_rule)
 

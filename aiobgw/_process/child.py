@@ -134,7 +134,12 @@ class Child:
         return self.pidfd >= 0 and exits.send(self.pidfd, signum)
 
     def kill_group(self) -> bool:
-        """Send SIGKILL to all of its group, and to itself, which may not lead one yet."""
+        """Send SIGKILL to all of its group, and to itself, which may not lead one yet.
+
+        If it has a cgroup, that is killed first, with all sessions in it.
+        """
+        if self.launch is not None and self.launch.order.cgroup is not None:
+            self.launch.order.cgroup.kill()
         if self.pidfd < 0:
             return False
         group = exits.kill_group(self.pidfd)

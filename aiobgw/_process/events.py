@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from .cgroup import Cgroup
     from .child import Child
 
 
 class Order(NamedTuple):
     """What a child shall do: bytes and descriptors that mean nothing here.
 
-    The descriptors stay the caller's, and must stay open until the launch has a process.
+    The descriptors stay the caller's, and must stay open until the launch has a process; so
+    does the cgroup, which is killed with the process.
     """
 
     data: bytes
     fds: tuple[int, ...] = ()
     command: bool = False
     kind: str = "plain"
+    cgroup: Cgroup | None = None
 
 
 class Launch:

@@ -50,6 +50,8 @@ class Boot:
     nofile: int | None
     lock: int = -1
     """A descriptor that it shall hold until its last child is gone, for nothing else."""
+    cgroup: str = ""
+    """The path of what it shall end and remove when the supervisor is gone."""
 
     def pack(self) -> bytes:
         return marshal.dumps(
@@ -64,6 +66,7 @@ class Boot:
                 "reaper": self.reaper,
                 "nofile": self.nofile,
                 "lock": self.lock >= 0,
+                "cgroup": self.cgroup,
                 "bind_now": os.environ.get("LD_BIND_NOW"),
                 "inject": os.environ.get("AIOBGW_INJECT", ""),
             }

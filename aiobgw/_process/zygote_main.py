@@ -23,7 +23,8 @@ from .._inject import _inject
 from .._inject import arm as arm_injections
 from .._ipc import launch
 from .._ipc.channel import Channel
-from . import exits, held, lifeline, spare, wire
+from .._ipc.environment import leave_to_the_host
+from . import cgroup, exits, held, lifeline, spare, wire
 from .spare import resolve
 
 TYPE_CHECKING = False
@@ -35,6 +36,8 @@ WARM_UPS = 24
 """More than the 8 to 16 runs after which CPython specialises code."""
 
 END_TIMEOUT_MS = 2_000
+CGROUP_TIMEOUT = 0.5
+"""Less than a supervisor that is abandoned waits for its zygote."""
 
 BLOCKED = (
     signal.SIGTERM,
@@ -77,6 +80,7 @@ def _settle(boot: dict[str, Any]) -> None:
     sys.argv[:] = boot["argv"]
     arm_injections(boot["inject"])
     _restore_environment(boot["bind_now"])
+    leave_to_the_host()
     _restore_limit(boot["nofile"])
     held.hold()
     spare.load(boot)
@@ -155,6 +159,7 @@ class _Zygote:
         self._armed = watch
         self._lock = (wire.LOCK_FD,) * boot["lock"]  # only held, so that nobody else has it
         self._reaps = boot["reaper"] == "zygote"
+        self._cgroup: str = boot["cgroup"]
         self._kept: dict[int, int] = {}
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (number, pid)
         self._zombies: dict[int, int] = {}  # number -> pidfd
@@ -283,6 +288,8 @@ class _Zygote:
             ending = [pidfd for pid in new if (pidfd := _kill_child(pid)) >= 0]
             for pidfd in ending:
                 _wait_for_end(pidfd)
+        if self._cgroup:
+            cgroup.end_and_remove(self._cgroup, CGROUP_TIMEOUT)
         os._exit(0)
 
 

@@ -43,7 +43,8 @@ def zygote_pid(core: Core) -> int | None:
 
 def descriptors(core: Core) -> set[int]:
     """Return every descriptor that it holds."""
-    found = {*core.outside.descriptors(), *core.signs.descriptors(), *_of_workers(core)}
+    found = {*core.outside.descriptors(), *core.signs.descriptors()}
+    found.update(core.cgroups.descriptors(), _of_workers(core))
     if core.launcher is not None:
         found.update(core.launcher.descriptors())
     if core.outside.board_fd >= 0:

@@ -28,7 +28,6 @@ from .._process import events as process
 from .._process import probe
 from .._process.launcher import Launcher
 from .._process.seam import LauncherSeam
-from .._process.zygote import Boot
 from ..errors import (
     InvalidSpec,
     ShuttingDown,
@@ -46,6 +45,8 @@ from ..status import (
     WorkerStatus,
     ZygoteRestarted,
 )
+from .booting import boot_of
+from .cgroups import Cgroups
 from .closing import Closing
 from .cycle import Cycle
 from .effects import Effects, duplicate
@@ -56,10 +57,7 @@ from .outside import Outside
 from .registry import RegisteredWorker, Registry
 from .signs import Signs
 
-ENTRY = "aiobgw._worker.main:main"
-REHEARSE = "aiobgw._worker.main:rehearse"
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
-TITLED = "aiobgw._worker.title:set_title"
 
 
 class Stage(enum.Enum):
@@ -95,6 +93,7 @@ class Core:
         self.signs = Signs(self.registry)
         self.closing: Closing | None = None
         self.groups = Groups(self.registry)
+        self.cgroups = Cgroups(settings, self.epoch)
         self.cycle = Cycle(settings, self.registry, self.news, fail=self.fail)
         self.zygote_event: asyncio.Future[process.ZygoteUp] | None = None
         self._thread = 0
@@ -163,6 +162,7 @@ class Core:
                 f"worker {spec.name!r}: flags: this supervisor has no connector",
                 hint="Supervisor(connector='package.module:function')",
             )
+        self.cgroups.check(spec)
         self.registry.check(spec)
 
     def _enter(
@@ -204,9 +204,11 @@ class Core:
         self._old_nofile = probe.make_room(
             settings.max_workers,
             settings.spares,
-            0 if settings.runtime_dir is None else settings.max_clients,
+            (0 if settings.runtime_dir is None else settings.max_clients)
+            + self.cgroups.descriptors_for(settings.max_workers),
         )
         self.outside.open()
+        self.cgroups.open()
         self.open_launcher(reaper)
 
     def open_launcher(self, reaper: str) -> None:
@@ -215,14 +217,18 @@ class Core:
         if settings.launcher is not None:
             self.launcher = settings.launcher.make()
         else:
-            self.launcher = Launcher(self._boot(reaper), spares=settings.spares)
+            where = self.outside.lock, self.cgroups.path
+            boot = boot_of(settings, reaper, self._old_nofile, *where)
+            self.launcher = Launcher(boot, spares=settings.spares)
         self.outside.connect(self.launcher.watcher)
+        self.cgroups.connect(self.launcher.watcher)
         self.effects = Effects(
             settings,
             self.epoch,
             self.registry,
             self.launcher,
             self.outside,
+            self.cgroups,
             begin_cycle=self.cycle.begin,
             stop_group=self.groups.stop,
             fail=self.fail,
@@ -255,21 +261,6 @@ class Core:
         if self.launcher is not None:
             self.launcher.close()
         self.loop = self.launcher = self.effects = None
-
-    def _boot(self, reaper: str) -> Boot:
-        settings = self.settings
-        asyncio_first = ("asyncio",) if settings.preload_asyncio else ()
-        return Boot(
-            name=settings.name,
-            python=probe.interpreter(settings.python),
-            preload=(*asyncio_first, *settings.preload),
-            entry=ENTRY,
-            rehearse=REHEARSE,
-            titled=TITLED,
-            reaper=reaper,
-            nofile=self._old_nofile,
-            lock=self.outside.lock,
-        )
 
     def _on_zygote(self, event: process.ZygoteUp | process.ZygoteFailed) -> None:
         waiting = self.zygote_event
@@ -323,7 +314,7 @@ class Core:
             return
         if self.closing is None:
             self.closing = Closing(self.launcher)
-        if self.closing.step(workers=len(self.registry)):
+        if self.closing.step(workers=len(self.registry) + self.cgroups.pending):
             self._finish()
 
     def _finish(self) -> None:
@@ -332,6 +323,7 @@ class Core:
         self.news.publish(Closed(time.time()))
         self.outside.hang_up(in_order=True)
         self.close_launcher()
+        self.cgroups.close()
         self.outside.close()
         self.changes.tell()
 
@@ -347,6 +339,7 @@ class Core:
         self.cycle.cancel()
         self.outside.hang_up(in_order=False)
         self.close_launcher()
+        self.cgroups.close()
         self.outside.close()
         for worker in self.registry.all():
             worker.release()
@@ -361,6 +354,7 @@ class Core:
             self.launcher.close_copies()
         self.signs.close_copies()
         self.outside.close_copies()
+        self.cgroups.close_copies()
         for worker in self.registry.all():
             worker.release()
 

@@ -20,9 +20,11 @@ from .._policy import life as happenings
 from .._policy.life import Action, Happening
 from .._process.events import Launch, Order
 from .._process.seam import LauncherSeam
+from ..errors import WorkerFailed
 from ..settings import Settings
 from ..spec import Flags
 from ..status import ExitKind, ExitStatus
+from .cgroups import Cgroups
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
 
@@ -48,10 +50,11 @@ class Effects:
         registry: Registry,
         launcher: LauncherSeam,
         outside: Outside,
+        cgroups: Cgroups,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
-        fail: Callable[[str], None],
+        fail: Callable[[str, WorkerFailed | None], None],
         signs: Signs,
     ) -> None:
         self._name = settings.name
@@ -60,6 +63,7 @@ class Effects:
         self._registry = registry
         self._launcher = launcher
         self._outside = outside
+        self._cgroups = cgroups
         self._begin_cycle = begin_cycle
         self._stop_group = stop_group
         self._fail = fail
@@ -87,12 +91,13 @@ class Effects:
             case actions.StopGroup(why):
                 self._stop_group(worker, why)
             case actions.FailSupervisor(why):
-                self._fail(f"worker {worker.spec.name!r}: {why}")
+                self._fail(f"worker {worker.spec.name!r}: {why}", _failure_of(worker))
             case actions.RecordUnknown(why):
                 self._record_unknown(worker, why)
             case actions.GiveUp():
                 log.error("worker %s: SIGKILL does not end pid %s", worker.spec.name, worker.pid)
             case actions.Retire():
+                self.leave_cgroup(worker)
                 self._registry.release(worker)
             case unknown:
                 assert_never(unknown)
@@ -106,9 +111,15 @@ class Effects:
             worker.client_end = self._outside.channel_for(worker.spec.name)
         worker.launch = self._launcher.launch(self._order(worker), worker)
 
+    def leave_cgroup(self, worker: RegisteredWorker) -> None:
+        """End what its last process has left in its cgroup, and let go of it."""
+        self._cgroups.leave(worker)
+
     def _order(self, worker: RegisteredWorker) -> Order:
         flags = worker.fields["flags"]
         client = () if worker.client_end is None else (worker.client_end.fd,)
+        cgroup = self._cgroups.make(worker)
+        entrance = () if worker.cgroup is None else (worker.cgroup.entrance,)
         data = protocol.pack_order(
             {
                 "supervisor": self._name,
@@ -121,16 +132,17 @@ class Effects:
                 "client": bool(client),
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
+                "cgroup": cgroup,
                 "environ": self._signs.environ(worker),
             }
         )
-        # Order of descriptors: arguments, channel, notification, latches; the worker takes
-        # them in turn.
+        # Order of descriptors, which the worker takes in turn: arguments, channel, cgroup,
+        # notification, latches.
         in_memfd = 1 if worker.payload is None else 0
         pipe = self._signs.open_pipe(worker)
-        fds = (*worker.fds[:in_memfd], *client, *pipe, *worker.fds[in_memfd:])
+        fds = (*worker.fds[:in_memfd], *client, *entrance, *pipe, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
-        return Order(data, fds, worker.spec.command is not None, kind)
+        return Order(data, fds, worker.spec.command is not None, kind, worker.cgroup)
 
     def probe_order(self, worker: RegisteredWorker) -> Order:
         """Return the order for the program that looks whether a worker is ready."""
@@ -147,6 +159,7 @@ class Effects:
                 "client": False,
                 "latches": [],
                 "connector": None,
+                "cgroup": None,
                 "environ": {},
             }
         )
@@ -196,6 +209,12 @@ class Effects:
                 name=worker.spec.name,
             )
         )
+
+
+def _failure_of(worker: RegisteredWorker) -> WorkerFailed | None:
+    """Return how it failed last, with its traceback; None if it did not."""
+    exit = worker.exit
+    return None if exit is None or exit.ok else WorkerFailed(worker.spec.name, exit)
 
 
 def duplicate(fds: list[int]) -> tuple[int, ...]:

@@ -222,6 +222,8 @@ class Loop:
         match event:
             case process.SaidHello(_, pid):
                 worker.close_client_end()
+                if worker.cgroup is not None:
+                    worker.cgroup.entered()
                 self._registry.set_pid(worker, pid)
                 self._decide(worker, happenings.Hello())
             case process.Said(_, frame):
@@ -232,7 +234,7 @@ class Loop:
                 self._on_exit(worker, status, failure)
             case process.Lost(_, why):
                 self._without_process(worker)
-                self._decide(worker, happenings.LaunchLost(why))
+                self._decide(worker, happenings.LaunchLost(why, random()))
             case process.Failed(_, why):
                 self._without_process(worker)
                 self._decide(worker, happenings.LaunchFailed(why))
@@ -261,6 +263,7 @@ class Loop:
 
     def _without_process(self, worker: RegisteredWorker) -> None:
         worker.launch = None
+        self._effects.leave_cgroup(worker)
         self._registry.set_pid(worker, None)
 
     def _on_exit(self, worker: RegisteredWorker, status: int | None, failure: str | None) -> None:

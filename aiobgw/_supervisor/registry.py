@@ -18,6 +18,7 @@ from typing import Any
 from .._client.changes import Changes
 from .._ipc.channel import Channel
 from .._policy.life import Life, Rule
+from .._process.cgroup import Cgroup
 from .._process.events import Launch
 from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
 from ..spec import CrashScope, Flags, Readiness, Strategy, WorkerSpec
@@ -35,6 +36,7 @@ class RegisteredWorker:
     """A worker's private record.  Owns the descriptors that its spec brought."""
 
     __slots__ = (
+        "cgroup",
         "changes",
         "client_end",
         "exits",
@@ -81,6 +83,7 @@ class RegisteredWorker:
         self.exits: deque[ExitStatus] = deque(maxlen=EXITS_KEPT)
         self.changes = Changes()
         self.client_end: Channel | None = None
+        self.cgroup: Cgroup | None = None
 
     @property
     def exit(self) -> ExitStatus | None:

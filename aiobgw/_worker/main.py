@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 # Read once, in the zygote: to look into os.environ costs a fresh process 20 page faults.
 _START_DELAY = os.environ.get("AIOBGW_START_DELAY")
 
+_IDENTITY = frozenset(
+    (
+        "user_group",
+        "supplementary_groups",
+        "umask",
+        "cwd",
+        "env",
+        "nice",
+        "cpus",
+        "rlimits",
+    )
+)
+"""The options for which a worker imports ``identity``."""
+
 
 def rehearse(kind: str) -> object:
     """Carry out an order that does nothing, all the way, so that the real one finds it done.
@@ -82,6 +96,7 @@ _REHEARSALS: list[dict[str, Any]] = [
         "client": False,
         "latches": [],
         "connector": None,
+        "cgroup": None,
         "environ": {},
     }
     for function in (_nothing, _nothing_async)
@@ -109,21 +124,22 @@ def _carry_out(
     fields = order["spec"]
     payload = _payload(order, fds)
     client_fd = fds.pop(0) if order["client"] else -1
+    entrance = fds.pop(0) if order["cgroup"] == "" else -1
     number = fields["options"].get("notification_fd")
     notification = None if number is None else (fds.pop(0), number)
     latches = {name: Latch.adopt(fd) for name, fd in zip(order["latches"], fds, strict=True)}
-    if fields["user"] is not None:
-        _drop_privileges(fields["user"], channel, lifeline)
+    if order["environ"] or not _is_as_it_shall_be(order):
+        _become(order, entrance, channel, lifeline)
     if fields["command"]:
         words = os.fsdecode(payload).split("\0")
-        _execute(words, channel, lifeline, order["environ"], notification)
+        _execute(words, channel, lifeline, notification)
 
     set_title(f"aiobgw: {order['supervisor']} worker {fields['name']}")
     worker = context.CurrentWorker(order, channel, latches, client_fd)
     if order["connector"] is not None:
         worker.database = connection.Database(worker, order["connector"])
     context.become(worker)
-    handlers = Handlers(worker, rehearsal=rehearsal)
+    handlers = Handlers(worker, rehearsal=rehearsal, keep_core="core" in _rlimits(fields))
     handlers.install()
     code, text = _run(worker, handlers, fields, payload, runner, channel)
     return handlers, code, text
@@ -273,27 +289,46 @@ def _end(
     os._exit(code)
 
 
-def _drop_privileges(user: str | int, channel: Channel, lifeline: int) -> None:
-    from .identity import become_user
+def _is_as_it_shall_be(order: dict[str, Any]) -> bool:
+    """Tell whether nothing is asked for but what every child of the zygote has."""
+    fields = order["spec"]
+    return (
+        fields["user"] is None
+        and order["cgroup"] is None
+        and _IDENTITY.isdisjoint(fields["options"])
+    )
 
+
+def _rlimits(fields: dict[str, Any]) -> dict[str, Any]:
+    limits: dict[str, Any] = fields["options"].get("rlimits", {})
+    return limits
+
+
+def _become(order: dict[str, Any], entrance: int, channel: Channel, lifeline: int) -> None:
+    """Get identity and limits; whatever goes wrong, nothing of the worker runs."""
+    if order["cgroup"]:
+        _fail(channel, order["cgroup"])
     try:
-        become_user(user, lifeline)
-    except (OSError, KeyError) as error:
-        _fail(channel, f"cannot become user {user!r}: {error}")
+        if not _is_as_it_shall_be(order):
+            from .identity import become
+
+            become(order, entrance, lifeline)
+        if order["environ"]:
+            os.environ.update(order["environ"])
+            if "WATCHDOG_USEC" in order["environ"]:
+                os.environ["WATCHDOG_PID"] = str(os.getpid())
+    except BaseException as error:
+        _fail(channel, str(error) if type(error).__name__ == "Refused" else repr(error))
 
 
 def _execute(
     command: list[str],
     channel: Channel,
     lifeline: int,
-    environ: dict[str, str],
     notification: tuple[int, int] | None,
 ) -> NoReturn:
     """Become the command; the channel closes itself then, which says that it worked."""
     try:
-        os.environ.update(environ)
-        if "WATCHDOG_USEC" in environ:
-            os.environ["WATCHDOG_PID"] = str(os.getpid())
         if notification is not None:
             channel, lifeline = give(*notification, channel, lifeline)
         # The program keeps the armed lifeline, unless it closes what it does not know.

@@ -4,7 +4,8 @@ SIGTERM   async target: cancels its main task, once.  Plain target: sets ``stop_
           and the latch, then raises Terminated; again every second while the target runs
           on, unless the last one is still on its way: an exception that a handler raises is
           lost in ``__del__`` and in callbacks, but a ``finally`` at work is left alone.
-SIGQUIT   default action, without a core file: a Python handler never runs inside C code.
+SIGQUIT   default action, without a core file unless the spec sets that limit: a Python handler
+          never runs inside C code.
 SIGUSR1   sets the worker's latch.
 SIGINT    ends the action in hand of a worker with a database connection (interrupt.py).
 SIGURG    ends a wait of the main thread, so that it hears of what came right before the wait:
@@ -69,8 +70,11 @@ _ALL = (
 class Handlers:
     """The handlers of one worker."""
 
-    def __init__(self, worker: CurrentWorker, *, rehearsal: bool = False) -> None:
+    def __init__(
+        self, worker: CurrentWorker, *, rehearsal: bool = False, keep_core: bool = False
+    ) -> None:
         self.rehearsal = rehearsal
+        self._keep_core = keep_core or rehearsal
         self._worker = worker
         self._raised: weakref.ref[Terminated] | None = None
         self._repeating = False
@@ -86,7 +90,7 @@ class Handlers:
     def open_all(self) -> None:
         """Let signals in: everything they need stands."""
         soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-        resource.setrlimit(resource.RLIMIT_CORE, (soft if self.rehearsal else 0, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (soft if self._keep_core else 0, hard))
         pthread_sigmask(SIG_UNBLOCK, () if self.rehearsal else _ALL)
 
     def open_term(self) -> None:

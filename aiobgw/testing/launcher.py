@@ -33,7 +33,7 @@ class FakeLauncher:
         async with Supervisor(launcher=launcher, clock=clock) as supervisor:
             handle = await supervisor.register(spec)
             launcher["resize"].fail("no such picture")
-            clock.advance(spec.restart_delay)
+            clock.advance_to_next()  # restart_delay, and its jitter
             assert launcher["resize"].incarnation == 2
     """
 

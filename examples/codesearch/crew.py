@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiobgw
 
@@ -38,7 +38,6 @@ class Crew:
         await asyncio.to_thread(store.create, self.options.db)
         self._began = time.monotonic()
         await self.supervisor.__aenter__()
-        self._judge = asyncio.create_task(self._end_hopeless())
         return self
 
     async def __aexit__(
@@ -47,9 +46,7 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # The judge ends with the stream of events, which the supervisor's end closes.
         await self.supervisor.__aexit__(kind, error, trace)
-        await self._judge
 
     async def index(self) -> None:
         """Plan the work and have it done; raises WorkerFailed when it cannot be done."""
@@ -81,7 +78,7 @@ class Crew:
 
     async def start_watch(self) -> aiobgw.WorkerHandle:
         args = (self.options.db, self.options.root, self.options.watch_every)
-        spec = _spec("watch", watch.run, *args, restart=aiobgw.Restart.ALWAYS)
+        spec = _spec("watch", watch.run, *args, max_restarts=None, restart=aiobgw.Restart.ALWAYS)
         handle = await self._register(spec)
         await handle.wait_for_startup()
         return handle
@@ -97,23 +94,14 @@ class Crew:
         ended = [handle.status() for handle in reversed(self.handles)]
         return alive + [status for status in ended if status.state is aiobgw.WorkerState.STOPPED]
 
-    async def _end_hopeless(self) -> None:
-        """Give a worker up that was restarted too often: whoever waits for it must learn."""
-        async for event in self.supervisor.events():
-            if isinstance(event, aiobgw.Restarting) and event.status.restarts >= ATTEMPTS:
-                handle = self.supervisor.get(event.status.name)
-                if handle is not None and event.status.name != "watch":
-                    handle.terminate()
-
 
 def _spec(
-    name: str,
-    target: Callable[..., object],
-    *args: object,
-    restart: aiobgw.Restart = aiobgw.Restart.ON_FAILURE,
+    name: str, target: Callable[..., object], *args: object, **rules: Any
 ) -> aiobgw.WorkerSpec:
+    """Describe a worker that is given up after ATTEMPTS: whoever waits for it must learn."""
+    rules = {"restart_backoff": 1, "max_restarts": ATTEMPTS, **rules}
     return aiobgw.WorkerSpec(
-        name=name, target=target, args=args, restart=restart, restart_delay=RESTART_DELAY
+        name=name, target=target, args=args, restart_delay=RESTART_DELAY, **rules
     )
 
 

@@ -543,7 +543,8 @@ async def test_a_crash_is_raised_with_its_signal(supervisor: Supervisor) -> None
 
 async def test_wait_goes_on_across_restarts(supervisor: Supervisor) -> None:
     failing = Failing()
-    spec = parallel(flags=Flags.NONE, restart=Restart.ON_FAILURE, restart_delay=0, **failing.spec)
+    for_ever: dict[str, Any] = {"restart_delay": 0, "max_restarts": None}
+    spec = parallel(flags=Flags.NONE, restart=Restart.ON_FAILURE, **for_ever, **failing.spec)
     async with WorkerGroup(supervisor, spec, 1) as group:
         waiting = asyncio.ensure_future(group.wait())
         failing.go.set()

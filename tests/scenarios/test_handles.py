@@ -235,7 +235,11 @@ async def test_a_worker_that_fails_at_once_for_ever_leaves_the_loop_responsive(
     supervisor: aiobgw.Supervisor,
 ) -> None:
     handle = await register(
-        supervisor, target="no.such:target", restart=Restart.ALWAYS, restart_delay=0
+        supervisor,
+        target="no.such:target",
+        restart=Restart.ALWAYS,
+        restart_delay=0,
+        max_restarts=None,
     )
     other = await started(supervisor, name="other")
     while handle.status().restarts < 20:  # noqa: ASYNC110
@@ -273,7 +277,7 @@ async def test_waits_take_a_timeout_and_can_be_repeated(supervisor: aiobgw.Super
 
 
 async def test_waits_go_on_across_restarts(supervisor: aiobgw.Supervisor) -> None:
-    handle = await started(supervisor, target=targets.fail, restart_delay=0)
+    handle = await started(supervisor, target=targets.fail, restart_delay=0, max_restarts=None)
     over = asyncio.ensure_future(handle.wait_for_shutdown())
     while handle.status().incarnation < 5:  # noqa: ASYNC110
         await asyncio.sleep(0.001)

@@ -82,7 +82,7 @@ async def test_years_of_restarts_take_no_time_and_no_process(
 ) -> None:
     launcher, clock = FakeLauncher(), ManualClock()
     supervisor = await make_supervisor(launcher=launcher, clock=clock)
-    spec = WorkerSpec(name="daily", target="no.such:thing", restart_delay=86_400)
+    spec = WorkerSpec(name="daily", target="no.such:thing", restart_delay=86_400, restart_jitter=0)
     handle = await supervisor.register(spec)
     for day in range(1, 1001):
         launcher["daily"].fail("no such picture")

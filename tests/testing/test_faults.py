@@ -38,7 +38,11 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "async", "loop": "asyncio"},
     {"kind": "async", "loop": "uvloop"},
 ]
-AT_ONCE: dict[str, Any] = {"restart": Restart.ALWAYS, "restart_delay": 0}
+AT_ONCE: dict[str, Any] = {
+    "restart": Restart.ALWAYS,
+    "restart_delay": 0,
+    "max_restarts": None,
+}
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ async def test_a_real_worker_is_restarted_when_the_clock_says_so(
     clock = ManualClock()
     supervisor = await make_supervisor(clock=clock)
     events = supervisor.events()
-    spec = WorkerSpec(name="w", target=targets.fail, restart_delay=HOUR)
+    spec = WorkerSpec(name="w", target=targets.fail, restart_delay=HOUR, restart_jitter=0)
     handle = await supervisor.register(spec)
     for incarnation in (1, 2, 3):
         exited = await _next_exit(events)

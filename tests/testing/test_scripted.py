@@ -167,7 +167,7 @@ async def test_a_fault_between_two_requests_ends_it_whatever_it_is_doing(
     make_supervisor: MakeSupervisor, script: testing.Script, kind: dict[str, Any]
 ) -> None:
     supervisor = await make_supervisor()
-    again: dict[str, Any] = {"restart": Restart.ALWAYS, "restart_delay": 0}
+    again = {"restart": Restart.ALWAYS, "restart_delay": 0, "max_restarts": None}
     handle, incarnation = await started(supervisor, script, **again, **kind)
     for number in range(2, 20):
         await incarnation.call(os.getpid)
