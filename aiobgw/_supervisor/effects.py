@@ -230,16 +230,3 @@ def _failure_of(worker: RegisteredWorker) -> WorkerFailed | None:
     """Return how it failed last, with its traceback; None if it did not."""
     exit = worker.exit
     return None if exit is None or exit.ok else WorkerFailed(worker.spec.name, exit)
-
-
-def duplicate(fds: list[int]) -> tuple[int, ...]:
-    """Copy descriptors of the registrant, which stay its own; all or none."""
-    copies: list[int] = []
-    try:
-        for fd in fds:
-            copies.append(os.dup(fd))
-    except OSError:
-        for fd in copies:
-            os.close(fd)
-        raise
-    return tuple(copies)

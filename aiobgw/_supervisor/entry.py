@@ -9,11 +9,10 @@ from .._ipc.record import INLINE_BYTES, pack_arguments, payload_memfd, spec_fiel
 from .._names import is_of_main, main_module
 from ..errors import InvalidSpec
 from ..spec import Flags, WorkerSpec
-from .effects import duplicate
-from .registry import RegisteredWorker
 
 if TYPE_CHECKING:
     from .core import Core
+    from .registry import RegisteredWorker
 
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
 
@@ -28,7 +27,7 @@ def admit(core: Core, spec: WorkerSpec) -> RegisteredWorker:
     if len(payload) > INLINE_BYTES:
         fds = (payload_memfd(payload),)
     try:
-        fds += duplicate([latch.fileno() for latch in spec.latches.values()])
+        fds += _duplicate([latch.fileno() for latch in spec.latches.values()])
     except OSError:
         for fd in fds:
             os.close(fd)
@@ -71,3 +70,16 @@ def _enter(
     core.outside.publish(worker)
     core.news.registered(worker)
     return worker
+
+
+def _duplicate(fds: list[int]) -> tuple[int, ...]:
+    """Copy descriptors of the registrant, which stay its own; all or none."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        for fd in copies:
+            os.close(fd)
+        raise
+    return tuple(copies)
