@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import aiobgw
-from aiobgw import ExitKind, Restart, WorkerSpec
+from aiobgw import ExitKind, Restart, WorkerSpec, WorkerState
 from aiobgw._process import cgroup
 from aiobgw._process.cgroup import CannotLimit
 from aiobgw._supervisor import cgroups
@@ -156,7 +156,6 @@ async def test_s13_a_worker_keeps_no_way_to_its_cgroup(
     (await run(supervisor, **options)).check()
     found = json.loads(path.read_text())["descriptors"]
     assert sorted(what.split(":")[0] for what in found[3:]) == ["pipe", "socket"]
-    assert not [what for what in procs.open_fds().values() if what.endswith("cgroup.procs")]
 
 
 @real
@@ -232,12 +231,38 @@ async def test_each_incarnation_has_a_new_cgroup_and_the_old_one_goes(
     await handle.wait_for_startup()
     for number in range(1, 4):
         assert workers_of(delegated) == [f"worker-0-1-{number}"]
+        # It has entered, so that nobody here needs the way to it.
+        assert not [what for what in procs.open_fds().values() if what.endswith("cgroup.procs")]
         before = handle.status().incarnation
         handle.restart()
         await until(
             lambda before=before: handle.status().incarnation > before and handle.status().ready
         )
     assert workers_of(delegated) == ["worker-0-1-4"]
+
+
+@real
+async def test_who_waits_for_its_next_start_has_no_cgroup(
+    delegated: Path, make_supervisor: MakeSupervisor, tmp_path: Path
+) -> None:
+    supervisor = await make_supervisor(cgroup=delegated)
+    path = tmp_path / "pid"
+    handle = await started(
+        supervisor,
+        target=fail_with_a_session,
+        args=(str(path),),
+        restart=Restart.ON_FAILURE,
+        restart_delay=60,
+    )
+    await handle.wait_for_exit()
+    assert not procs.wait_dead({await written(path)}, 1.0)
+    await until(lambda: not workers_of(delegated))
+    assert handle.status().state is WorkerState.BACKOFF
+
+
+def fail_with_a_session(path: str) -> None:
+    limit_targets.leave_a_session(path)
+    raise ValueError("as asked")
 
 
 def build_a_nest(path: str) -> None:
@@ -441,6 +466,26 @@ def test_supervisors_that_start_at_the_same_time_do_not_take_each_other_for_dead
     os.rmdir(delegated / "aiobgw-a-0000000000000001.1")
     os.close(parent)
     assert not inside(delegated), "what failed is undone"
+
+
+@real
+def test_a_directory_that_was_made_again_is_not_the_one_that_is_locked(
+    delegated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Race: removed and made again by another one, between its opening and its lock."""
+    name, flock = "aiobgw-a-0000000000000001", fcntl.flock
+
+    def lock_late(fd: int, how: int) -> None:
+        (delegated / name).rmdir()
+        (delegated / name).mkdir()
+        flock(fd, how)
+
+    (delegated / name).mkdir()
+    parent = os.open(delegated, os.O_RDONLY)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    assert cgroups._lock(name, parent) == -1
+    os.close(parent)
+    (delegated / name).rmdir()
 
 
 # Where, and with which right.
