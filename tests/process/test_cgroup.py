@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import aiobgw
-from aiobgw import ExitKind, Restart, WorkerSpec
+from aiobgw import ExitKind, Restart, WorkerSpec, WorkerState
 from aiobgw._process import cgroup
 from aiobgw._process.cgroup import CannotLimit
 from aiobgw._supervisor import cgroups
@@ -156,7 +156,6 @@ async def test_s13_a_worker_keeps_no_way_to_its_cgroup(
     (await run(supervisor, **options)).check()
     found = json.loads(path.read_text())["descriptors"]
     assert sorted(what.split(":")[0] for what in found[3:]) == ["pipe", "socket"]
-    assert not [what for what in procs.open_fds().values() if what.endswith("cgroup.procs")]
 
 
 @real
@@ -232,12 +231,38 @@ async def test_each_incarnation_has_a_new_cgroup_and_the_old_one_goes(
     await handle.wait_for_startup()
     for number in range(1, 4):
         assert workers_of(delegated) == [f"worker-0-1-{number}"]
+        # It has entered, so that nobody here needs the way to it.
+        assert not [what for what in procs.open_fds().values() if what.endswith("cgroup.procs")]
         before = handle.status().incarnation
         handle.restart()
         await until(
             lambda before=before: handle.status().incarnation > before and handle.status().ready
         )
     assert workers_of(delegated) == ["worker-0-1-4"]
+
+
+@real
+async def test_who_waits_for_its_next_start_has_no_cgroup(
+    delegated: Path, make_supervisor: MakeSupervisor, tmp_path: Path
+) -> None:
+    supervisor = await make_supervisor(cgroup=delegated)
+    path = tmp_path / "pid"
+    handle = await started(
+        supervisor,
+        target=fail_with_a_session,
+        args=(str(path),),
+        restart=Restart.ON_FAILURE,
+        restart_delay=60,
+    )
+    await handle.wait_for_exit()
+    assert not procs.wait_dead({await written(path)}, 1.0)
+    await until(lambda: not workers_of(delegated))
+    assert handle.status().state is WorkerState.BACKOFF
+
+
+def fail_with_a_session(path: str) -> None:
+    limit_targets.leave_a_session(path)
+    raise ValueError("as asked")
 
 
 def build_a_nest(path: str) -> None:
@@ -332,35 +357,55 @@ class Host:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+MakeHost = Callable[..., Host]
+
+
+@pytest.fixture
+def make_host(delegated: Path) -> Iterator[MakeHost]:
+    """Start hosts, which are gone before one looks at what is left in the cgroup."""
+    hosts: list[Host] = []
+
+    def make(*arguments: Any, **options: Any) -> Host:
+        hosts.append(Host(*arguments, **options))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        host.close()
 
 
 @real
 @as_root
 @pytest.mark.parametrize("user", ["", "nobody"])
 def test_kill_9_of_the_supervisor_leaves_no_session_and_no_cgroup(
-    delegated: Path, tmp_path: Path, user: str
+    delegated: Path, make_host: MakeHost, tmp_path: Path, user: str
 ) -> None:
     place = limit_targets.open_place(tmp_path)
-    host = Host(delegated, place / "pid", user)
+    host = make_host(delegated, place / "pid", user)
     status = Path(f"/proc/{host.left}/status").read_text()
     assert f"Uid:\t{65534 if user else 0}\t" in status
     host.process.kill()
     assert not procs.wait_dead({host.worker, host.left, host.zygote}, 2.0)
     assert not inside(delegated), "the zygote has removed them"
-    host.close()
 
 
 @real
 async def test_what_dead_supervisors_have_left_is_ended_by_the_next_one(
-    delegated: Path, make_supervisor: MakeSupervisor, tmp_path: Path
+    delegated: Path, make_host: MakeHost, make_supervisor: MakeSupervisor, tmp_path: Path
 ) -> None:
     """Supervisor and zygote die at once; a living one shares the directory, and is let alone."""
-    host, living = Host(delegated, tmp_path / "a"), Host(delegated, tmp_path / "b")
-    os.kill(host.zygote, signal.SIGSTOP)
-    host.process.kill()
-    os.kill(host.zygote, signal.SIGKILL)
-    assert not procs.wait_dead({host.process.pid, host.worker, host.zygote}, 2.0)
+    host, living = make_host(delegated, tmp_path / "a"), make_host(delegated, tmp_path / "b")
+    procs.stop(host.process.pid)  # or it would replace its zygote
+    for pid in (host.zygote, host.process.pid):
+        os.kill(pid, signal.SIGKILL)
+        assert not procs.wait_dead({pid}, 2.0)
+    assert not procs.wait_dead({host.worker}, 2.0)
     assert procs.is_alive(host.left), "nobody was left to end it"
 
     supervisor = await make_supervisor(cgroup=delegated)
@@ -372,15 +417,8 @@ async def test_what_dead_supervisors_have_left_is_ended_by_the_next_one(
     assert len(inside(delegated)) == 1
     assert living.process.stdin is not None
     living.process.stdin.close()
-    living.process.wait()
-    assert not procs.wait_dead({living.left}, 1.0)
+    assert not procs.wait_dead({living.left, living.process.pid}, 5.0)
     assert not inside(delegated)
-    for one in (host, living):
-        one.process.kill()
-        assert one.process.stdout is not None
-        one.process.stdout.close()
-        one.process.wait()
-    host.process.communicate()
 
 
 @real
@@ -430,6 +468,26 @@ def test_supervisors_that_start_at_the_same_time_do_not_take_each_other_for_dead
     assert not inside(delegated), "what failed is undone"
 
 
+@real
+def test_a_directory_that_was_made_again_is_not_the_one_that_is_locked(
+    delegated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Race: removed and made again by another one, between its opening and its lock."""
+    name, flock = "aiobgw-a-0000000000000001", fcntl.flock
+
+    def lock_late(fd: int, how: int) -> None:
+        (delegated / name).rmdir()
+        (delegated / name).mkdir()
+        flock(fd, how)
+
+    (delegated / name).mkdir()
+    parent = os.open(delegated, os.O_RDONLY)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    assert cgroups._lock(name, parent) == -1
+    os.close(parent)
+    (delegated / name).rmdir()
+
+
 # Where, and with which right.
 
 
@@ -437,19 +495,18 @@ def test_supervisors_that_start_at_the_same_time_do_not_take_each_other_for_dead
 @as_root
 @pytest.mark.parametrize("is_marked", [False, True])
 def test_true_means_ones_own_cgroup_or_the_delegated_one_above_it(
-    delegated: Path, tmp_path: Path, is_marked: bool
+    delegated: Path, make_host: MakeHost, tmp_path: Path, is_marked: bool
 ) -> None:
     """systemd marks what it delegates; DelegateSubgroup= puts the service below that."""
     if is_marked:
         os.setxattr(delegated, "user.delegate", b"1")
     leaf = delegated / "leaf"
     leaf.mkdir()
-    host = Host("True", tmp_path / "pid", where=str(leaf / "cgroup.procs"))
+    host = make_host("True", tmp_path / "pid", where=str(leaf / "cgroup.procs"))
     found = inside(delegated if is_marked else leaf)
     assert [name for name in found if name.startswith("aiobgw-host-")]
     host.process.kill()
     assert not procs.wait_dead({host.left, host.zygote}, 2.0)
-    host.close()
     leaf.rmdir()
 
 

@@ -17,7 +17,7 @@ import aiobgw
 from aiobgw import ExitKind, Restart, WorkerSpec
 from aiobgw._worker.identity import Identity
 
-from .. import limit_targets, procs
+from .. import limit_targets, procs, targets
 from ..conftest import MakeSupervisor
 from ..limit_targets import KINDS, Report, open_place, what_runs
 
@@ -210,13 +210,20 @@ async def test_a_member_that_cannot_begin_begins_no_crash_cycle(
     make_supervisor: MakeSupervisor, tmp_path: Path
 ) -> None:
     supervisor = await make_supervisor()
+    events = supervisor.events()
     member: dict[str, Any] = {
         "flags": aiobgw.Flags.SHMEM_ACCESS,
         "crash_scope": aiobgw.CrashScope.ALL,
-        "cwd": "/no/such",
     }
-    await refused(supervisor, tmp_path / "report", "plain", **member)
-    assert supervisor.status().cycle == 0
+    other = await supervisor.register(WorkerSpec(name="other", target=targets.sleep, **member))
+    await other.wait_for_startup()
+    await refused(supervisor, tmp_path / "report", "plain", cwd="/no/such", **member)
+    await supervisor.shutdown()
+    told = [event async for event in events]
+    assert not [event for event in told if isinstance(event, aiobgw.CrashCycle)]
+    exit = other.status().exit
+    assert exit is not None
+    assert (exit.kind, exit.reason) == (ExitKind.TERMINATED, "the supervisor is stopping")
 
 
 class Told(Identity):
