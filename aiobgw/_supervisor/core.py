@@ -19,7 +19,7 @@ from typing import Any
 
 from .._client.changes import Changes
 from .._ipc import forks
-from .._ipc.record import INLINE_BYTES, pack_arguments, payload_memfd, spec_fields
+from .._ipc.record import INLINE_BYTES, check_size, pack_arguments, payload_memfd, spec_fields
 from .._ipc.verbs import Verb
 from .._names import is_of_main, main_module
 from .._policy import life as happenings
@@ -154,6 +154,7 @@ class Core:
     ) -> RegisteredWorker:
         """Give a client's spec a slot; owns *fds* (arguments in a memfd, latches) then."""
         self._check(spec)
+        check_size(spec)
         return self._enter(spec, spec_fields(spec, b""), payload, fds)
 
     def _check(self, spec: WorkerSpec) -> None:
