@@ -18,7 +18,9 @@ import pytest
 
 from aiobgw import ExitKind, Readiness, Restart, WorkerSpec, WorkerState
 from aiobgw._ipc.notify import DATAGRAM_BYTES
+from aiobgw._process.watcher import Watcher
 from aiobgw._supervisor import census, notify
+from aiobgw._supervisor.registry import Registry
 
 from .. import notifying, procs
 from ..conftest import MakeSupervisor
@@ -235,3 +237,28 @@ async def test_a_worker_of_another_user_tells_of_itself_and_is_looked_at_as_that
             await handle.wait_for_ready()
         handle.kill()
         await handle
+
+
+async def test_a_turn_reads_so_many_messages_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast others send."""
+    watcher = Watcher()
+    heard = notify.NotifySocket(Registry(1, 0), watcher, lambda *said: None)
+    read: list[object] = []
+
+    def always(self: notify.NotifySocket) -> object:
+        read.append(self)
+        assert len(read) < 1000
+        return datagram
+
+    datagram = notify._Datagram(b"READY=1", True, 2**22, 0, 0, -1, ())
+    monkeypatch.setattr(notify.NotifySocket, "_receive", always)
+    try:
+        for turn in range(1, 4):
+            heard._note()
+            heard.hear()
+            assert len(read) == turn * notify.DATAGRAMS_PER_TURN
+            assert len(heard._unknown) <= notify.DATAGRAMS_PER_TURN
+            assert watcher.wake_at() is not None, "it would wait for the next message"
+    finally:
+        heard.close()
+        watcher.close()
