@@ -83,12 +83,14 @@ class WorkerSpec:
     Readiness and liveness.
 
     ready           who says that it is ready, see Readiness (default NONE)
-    probe           what a probe looks at: "tcp://HOST:PORT", "unix:PATH", "http://HOST:PORT/PATH"
-                    (ready with a status below 400), or the words of a program (ready if it exits
-                    with 0)
+    probe           what a probe looks at: "tcp://HOST:PORT", "unix:/PATH" or "unix:@NAME",
+                    "http://HOST:PORT/PATH" (ready with a status from 200 to 399), or the words of
+                    a program (ready if it exits with 0; run with the worker's user, environment
+                    and limits, outside of its cgroup).  From its start on, after 20 ms, then ever
+                    more rarely, up to once a second; one look lasts 5 s at most
     notification_fd the descriptor on which a command writes a newline when it is ready (s6),
                     3 to 1,023; needs NOTIFY; without it a command speaks sd_notify's protocol
-    start_timeout   seconds from its launch until it must be ready (without readiness: have
+    start_timeout   seconds from its process's birth until it must be ready (without readiness: have
                     started), above 0 to 86,400 (default: 90 with NOTIFY and PROBE, else none)
     watchdog        seconds within which it must give a sign of life once it is ready, 0.5 to
                     86,400 (default: none).  Async targets do so by themselves from their event

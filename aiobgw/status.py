@@ -163,7 +163,10 @@ class Started(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class Ready(WorkerEvent):
-    """It said that it is ready, or needs not say so and has started."""
+    """It is ready: it says so, a probe finds so, or it needs neither and has started.
+
+    Once in each incarnation, and once more after each reload that a command tells of.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ the board's writer, but not that the bytes are whole.
 from __future__ import annotations
 
 import fcntl
+import marshal
 import os
 import pickle
 from struct import Struct
@@ -23,6 +24,9 @@ from .notify import SAYS_BYTES
 
 INLINE_BYTES = 8_192
 """Larger arguments go to the worker in a sealed memfd of their own."""
+
+OPTIONS_BYTES = 20_480
+"""With inline arguments and all else they must fit into one message, the order of a launch."""
 
 _STATES = tuple(WorkerState)
 _KINDS = tuple(ExitKind)
@@ -40,6 +44,7 @@ def pack_arguments(spec: WorkerSpec, limit: int) -> bytes:
 
     Raises PayloadTooLarge with both numbers, InvalidSpec if they cannot be pickled.
     """
+    check_size(spec)
     if spec.command is not None:
         payload = os.fsencode("\0".join(spec.command))
     elif spec.args or spec.kwargs:
@@ -49,6 +54,18 @@ def pack_arguments(spec: WorkerSpec, limit: int) -> bytes:
     if len(payload) > limit:
         raise PayloadTooLarge(len(payload), limit)
     return payload
+
+
+def check_size(spec: WorkerSpec) -> None:
+    """Raise InvalidSpec if its options are too many to travel together."""
+    options = plain_options(spec)
+    size = len(marshal.dumps(options)) if options else 0
+    if size > OPTIONS_BYTES:
+        largest = max(options, key=lambda name: len(marshal.dumps(options[name])))
+        raise InvalidSpec(
+            f"worker {spec.name!r}: {largest}: its options have {size} bytes together,"
+            f" {OPTIONS_BYTES} are possible"
+        )
 
 
 def _pickled(spec: WorkerSpec) -> bytes:

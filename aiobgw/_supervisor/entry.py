@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from .._ipc.record import INLINE_BYTES, pack_arguments, payload_memfd, spec_fields
+from .._ipc.record import INLINE_BYTES, check_size, pack_arguments, payload_memfd, spec_fields
 from .._names import is_of_main, main_module
 from ..errors import InvalidSpec
 from ..spec import Flags, WorkerSpec
@@ -41,6 +41,7 @@ def admit_packed(
 ) -> RegisteredWorker:
     """Give a client's spec a slot; owns *fds* (arguments in a memfd, latches) then."""
     _check(core, spec)
+    check_size(spec)
     return _enter(core, spec, spec_fields(spec, b""), payload, fds)
 
 

@@ -104,7 +104,10 @@ class CurrentWorker:
             self._latch.set()
 
     def ready(self) -> None:
-        """Tell everybody who waits for it that this worker is ready.  Idempotent."""
+        """Tell everybody who waits for it that this worker is ready.  Idempotent.
+
+        Means nothing unless the spec says ``ready=Readiness.NOTIFY``.
+        """
         self._say(launch.ready())
 
     def beat(self) -> None:

@@ -20,6 +20,7 @@ from aiobgw import (
     InvalidSpec,
     PayloadTooLarge,
     Phase,
+    Readiness,
     Restart,
     ShutdownMode,
     SupervisorStatus,
@@ -29,6 +30,7 @@ from aiobgw import (
 )
 from aiobgw._ipc.board import BODY_BYTES
 from aiobgw._ipc.record import (
+    OPTIONS_BYTES,
     Head,
     pack_arguments,
     pack_head,
@@ -109,6 +111,7 @@ def statuses(draw: st.DrawFn) -> WorkerStatus:
             next_start_at=MOMENT,
             exit=st.none() | exits,
             reason=TEXT,
+            says=TEXT,
         )
     )
 
@@ -272,3 +275,17 @@ def test_large_arguments_go_into_memory_that_nobody_can_change() -> None:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     finally:
         os.close(fd)
+
+
+def test_options_that_would_not_fit_into_an_order_are_refused_with_their_size() -> None:
+    """Whatever they are: texts have more bytes than characters, numbers more than digits."""
+    full = [
+        {"env": {"A": "x" * 16_000}, "cpus": range(1_500)},
+        {"env": {"A": "ä" * 6_000, "B": "ä" * 6_000}},
+        {"cpus": range(4_096), "probe": ["y" * 1_000] * 4, "ready": Readiness.PROBE},
+    ]
+    for options in full:
+        spec = WorkerSpec(name="w", command=["true"], **options)
+        with pytest.raises(InvalidSpec, match=f"{OPTIONS_BYTES} are possible"):
+            pack_arguments(spec, 10**6)
+    pack_arguments(WorkerSpec(name="w", command=["true"], env={"A": "x" * 16_000}), 10**6)

@@ -254,10 +254,12 @@ async def test_a_look_that_is_under_way_ends_with_what_it_looks_at(
     assert pid
     if end == "kill":
         handle.kill()
+        await handle
     elif end == "shutdown":
         await supervisor.shutdown()
     else:
         supervisor.abandon()
+    assert not set(supervisor._core.signs.descriptors())
     await gone.wait()
     assert not procs.wait_dead({pid})
     server.close()
@@ -358,14 +360,14 @@ async def test_a_program_that_hangs_is_killed_with_all_that_it_has_started(
         return [int(line) for line in out.read_text().split()] if out.exists() else []
 
     await until(lambda: len(pids()) >= 2)
-    first = set(pids()[:2])
+    first, leader = set(pids()[:2]), pids()[1]
     if end == "give up":
         await until(lambda: len(pids()) >= 4)
     elif end == "kill":
         handle.kill()
     elif end == "shutdown":
         await supervisor.shutdown()
-        assert not any(map(procs.is_alive, first))
+        assert not procs.is_alive(leader), "the stop did not wait for it"
     else:
         supervisor.abandon()
     assert not procs.wait_dead(first)

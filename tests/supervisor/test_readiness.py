@@ -262,15 +262,18 @@ async def test_a_process_of_its_group_may_speak_for_a_command_and_nobody_else(
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         await asyncio.to_thread(stranger.sendto, b"READY=1", address)
+    with_address = {"NOTIFY_SOCKET": address.replace("\0", "@")}
     unasked = await supervisor.register(
-        spec("unasked", "say=READY=1", ready=Readiness.NONE, env=None)
+        spec("unasked", "say=STATUS=x", ready=Readiness.NONE, env=with_address)
     )
     other = await supervisor.register(spec("other", r"synced=MAINPID=1\nREADY=1"))
     assert (await other.wait_for_ready()).pid != 1
     await until(lambda: "is no worker" in caplog.text)
     assert f"a message of pid {os.getpid()}, uid {os.getuid()}, is refused" in caplog.text
     assert f"worker other: pid {other.status().pid} names another main process" in caplog.text
+    await until(lambda: "worker 'unasked' was not asked to notify" in caplog.text)
     assert not silent.status().ready
+    assert unasked.status().says == ""
 
     gates.open("go")
     await silent.wait_for_ready()
@@ -396,6 +399,7 @@ async def test_a_newline_on_its_descriptor_says_that_a_command_is_ready(
     for handle in handles:
         handle.kill()
         await handle
+    assert not set(supervisor._core.signs.descriptors())
 
 
 async def test_the_end_of_its_descriptor_says_nothing_and_a_restart_has_a_new_one(

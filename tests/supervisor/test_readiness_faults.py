@@ -6,17 +6,21 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aiobgw import ExitKind, Readiness, Restart, WorkerSpec, WorkerState
 from aiobgw._ipc.notify import DATAGRAM_BYTES
+from aiobgw._process.watcher import Watcher
 from aiobgw._supervisor import census, notify
+from aiobgw._supervisor.registry import Registry
 
 from .. import notifying, procs
 from ..conftest import MakeSupervisor
@@ -209,3 +213,52 @@ async def test_a_supervisor_that_is_abandoned_leaves_nobody_who_told_of_himself(
     supervisor.abandon()
     assert not set(supervisor._core.signs.descriptors())
     assert not procs.wait_dead(pids)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs the right to switch users")
+async def test_a_worker_of_another_user_tells_of_itself_and_is_looked_at_as_that_user(
+    make_supervisor: MakeSupervisor,
+) -> None:
+    supervisor = await make_supervisor()
+    sleep = "exec sleep 1000"
+    is_it = ["/bin/sh", "-c", 'test "$(id -u)" = 65534 && test "$(pwd)" = /tmp && test $A = b']
+    commands: list[dict[str, Any]] = [
+        {"command": ["/bin/sh", "-c", f"echo >&3; exec 3>&-; {sleep}"], "notification_fd": 3},
+        {"command": ["/bin/sleep", "1000"], "ready": Readiness.PROBE, "probe": is_it},
+    ]
+    if shutil.which("systemd-notify"):
+        tells = f"systemd-notify --ready; {sleep}"
+        commands.append({"command": ["/bin/sh", "-c", tells]})
+    for number, fields in enumerate(commands):
+        fields.setdefault("ready", Readiness.NOTIFY)
+        options = {"user": 65534, "cwd": "/tmp", "env": {"A": "b"}, "restart": Restart.NEVER}
+        handle = await supervisor.register(WorkerSpec(name=str(number), **options, **fields))
+        async with asyncio.timeout(BOUND):
+            await handle.wait_for_ready()
+        handle.kill()
+        await handle
+
+
+async def test_a_turn_reads_so_many_messages_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast others send."""
+    watcher = Watcher()
+    heard = notify.NotifySocket(Registry(1, 0), watcher, lambda *said: None)
+    read: list[object] = []
+
+    def always(self: notify.NotifySocket) -> object:
+        read.append(self)
+        assert len(read) < 1000
+        return datagram
+
+    datagram = notify._Datagram(b"READY=1", True, 2**22, 0, 0, -1, ())
+    monkeypatch.setattr(notify.NotifySocket, "_receive", always)
+    try:
+        for turn in range(1, 4):
+            heard._note()
+            heard.hear()
+            assert len(read) == turn * notify.DATAGRAMS_PER_TURN
+            assert len(heard._unknown) <= notify.DATAGRAMS_PER_TURN
+            assert watcher.wake_at() is not None, "it would wait for the next message"
+    finally:
+        heard.close()
+        watcher.close()
