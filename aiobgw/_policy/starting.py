@@ -28,9 +28,10 @@ def consider(life: Life, situation: Situation, *, asked: bool = False) -> Plan:
 
 def _wait(life: Life, reason: str, asked: bool) -> Life:
     """Have it wait, and remember that the start was asked for; no change is none."""
-    if life.reason == reason and life.restart >= asked:
+    restart = life.restart or (asked and life.state is WorkerState.BACKOFF)
+    if life.reason == reason and life.restart is restart:
         return life
-    return life._replace(reason=reason, restart=life.restart or asked)
+    return life._replace(reason=reason, restart=restart)
 
 
 def launch(life: Life, *, restarts: int | None = None) -> Plan:
