@@ -75,10 +75,15 @@ class WorkerSpec:
     Order.
 
     group         members of a group start in the order of their registration, each when those
-                  before it are ready, and stop in reverse; ``Supervisor(groups=...)`` says
-                  whom the restart of one concerns (default ONE_FOR_ONE)
+                  before it are ready; ``Supervisor(groups=...)`` says whom the restart of one
+                  concerns (default ONE_FOR_ONE: nobody else, and others start once those before
+                  them have been ready).  They end in reverse, each when those after it have:
+                  a stop takes up to the sum of their ``stop_timeout`` and 5 s each
     after         names of workers (64 at most) that must be ready before each of its starts, or
-                  a mapping from names to After; a name means the newest worker that has it
+                  a mapping from names to After; a name means the newest worker that has it.  It
+                  waits for names that nobody has yet, is over if a dependency can never hold,
+                  and does not end with it; in a FAST stop it ends first (but for COMPLETED).
+                  Circles are refused
 
     Readiness and liveness.
 

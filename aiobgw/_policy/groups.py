@@ -112,8 +112,6 @@ def group_ends(life: Life, why: str, for_good: bool, situation: Situation, now: 
     """
     if life.state in WAITING:
         return retire(life, why) if for_good else (life, ())
-    if life.state is WorkerState.STOPPING and life.terminate:
-        return life, ()
     if not life.with_group or (for_good and not life.for_good):
         life = life._replace(with_group=why, for_good=for_good)
     if life.state is WorkerState.STOPPING:

@@ -124,7 +124,8 @@ class Supervisor:
 
         A later call with a stricter mode hastens a stop, one with a weaker mode waits for the
         same end.  Cancelling the call leaves the stop going on.  FAST and IMMEDIATE are
-        bounded by the workers' ``stop_timeout`` and 5 s more; SMART waits for the workers.
+        bounded by the workers' ``stop_timeout`` and 5 s more (FAST: by their sum along a group
+        and what depends on it, the longest of all); SMART waits for the workers.
         """
         core = self._core
         core.check()
