@@ -37,8 +37,9 @@ TEXT_BYTES = 8_000
 HELLO, FAILED, STARTED, READY, FAREWELL = b"H", b"X", b"S", b"R", b"F"
 BEAT = b"B"
 
-DUMP_SIGNAL = SIGRTMAX - 6
-"""Has a Python target with a watchdog write its stacks to its standard error."""
+DUMP_SIGNALS = (SIGRTMAX - 6, SIGRTMAX - 5)
+"""Have a Python target with a watchdog write its stacks: to its standard error, and to where the
+supervisor reads them."""
 
 ORDER = (
     "supervisor",

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
 
+UNHEARD = (signal.SIGCONT, signal.SIGABRT)
+"""What no Python code hears: nothing has to be poked for them, and a poke would end a wait in C."""
+
 POKE_AFTER = 0.1
 POKES = 3
 
@@ -91,7 +94,9 @@ class Effects:
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
             case actions.Dump():
-                self._signal(worker, protocol.DUMP_SIGNAL, group=False)
+                if worker.launch is not None:
+                    for signum in protocol.DUMP_SIGNALS:
+                        worker.launch.signal(signum)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
             case actions.RestartGroup():
@@ -188,7 +193,7 @@ class Effects:
                 worker.launch.kill_group()
             else:
                 worker.launch.signal(signum)
-                if worker.spec.command is None and signum != signal.SIGCONT:
+                if worker.spec.command is None and signum not in UNHEARD:
                     self._poke_later(worker.launch, POKES)
         except OSError as error:
             log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)

@@ -19,6 +19,9 @@ from .._ipc.launch import TEXT_BYTES
 SIZE = 65_536
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_ABORTED = "Fatal Python error: Aborted"
+"""What follows on a dump that was asked for is the same again."""
+
 _FIRST, _LAST = "(most recent call first):", "(most recent call last):"
 
 
@@ -39,7 +42,8 @@ class Stacks:
     def read(self) -> str:
         """Return what was written, if anything, the most important part last."""
         data = os.pread(self.fd, SIZE, 0).replace(b"\0", b"")
-        text = in_order(data.decode("utf-8", "replace"))
+        text = data.decode("utf-8", "replace")
+        text = in_order(text.partition(_ABORTED)[0] or text)
         return text.encode("utf-8", "replace")[-TEXT_BYTES:].decode("utf-8", "replace")
 
     def close(self) -> None:
