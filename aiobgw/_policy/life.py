@@ -45,11 +45,18 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What of the supervisor the rules depend on; ``cycle``: a crash cycle is under way."""
+    """What of the supervisor the rules depend on; ``cycle``: a crash cycle is under way.
+
+    The last three are of one worker, from its group and its dependencies, as texts: what it
+    waits for before it starts, why it never can, and what it waits for before it ends.
+    """
 
     phase: Phase = Phase.RUNNING
     stop: ShutdownMode | None = None
     cycle: bool = False
+    waits_for: str = ""
+    never_starts: str = ""
+    ends_after: str = ""
 
 
 class Due(enum.Enum):
@@ -70,8 +77,11 @@ class Life(NamedTuple):
     its launches that reached no process, ``failures`` those whose fork
     failed.  ``overdue``: SIGKILL was sent because it did not end in time.  ``cycled``: its
     process was ended by a crash cycle that it did not begin; ``dropped``: its launch was.
+    ``with_group``: why its group has it end, also while it waits for its turn; ``for_good``: and
+    does not start it again.
 
-    ``ready`` is of this incarnation, ``healthy_since`` the moment it became so first.
+    ``ready`` is of this incarnation, ``healthy_since`` the moment it became so first;
+    ``was_ready``: some incarnation was.
     ``streak`` counts the failures since it was healthy for long enough, ``recent`` has the
     moments of its restarts by rule that the window of its intensity still holds.  ``trouble``:
     why the rules end this incarnation, as a failure.  Besides ``deadline``, which says what
@@ -94,10 +104,13 @@ class Life(NamedTuple):
     overdue: bool = False
     cycled: bool = False
     dropped: bool = False
+    with_group: str = ""
+    for_good: bool = False
     signals: tuple[int, ...] = ()
     lost: int = 0
     failures: int = 0
     ready: bool = False
+    was_ready: bool = False
     healthy_since: float | None = None
     streak: int = 0
     recent: tuple[float, ...] = ()
@@ -113,7 +126,8 @@ class Life(NamedTuple):
     @property
     def asked(self) -> bool:
         """Tell whether its end was asked for."""
-        return self.terminate or self.restart
+        ends_with_group = self.with_group != "" and self.state is WorkerState.STOPPING
+        return self.terminate or self.restart or ends_with_group
 
     @property
     def wakes_at(self) -> float | None:
@@ -130,7 +144,8 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Consider:
-    """It was registered, or a gate may have opened: look whether it can start."""
+    """It was registered, or a gate may have opened: look whether it can start, or its
+    turn to end has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +263,14 @@ class CycleBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupEnds:
+    """Another member of its group has it end, in its turn."""
+
+    why: str
+    for_good: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StopBegan:
     """The supervisor stops, or stops more strictly; the Situation says how."""
 
@@ -276,6 +299,7 @@ Happening = (
     | RestartAsked
     | SignalAsked
     | CycleBegan
+    | GroupEnds
     | StopBegan
     | DeadlinePassed
 )
@@ -318,6 +342,11 @@ class BeginCycle:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartGroup:
+    """Its failure concerns others of its group: have them end, in reverse order."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopGroup:
     """End all of its group for good, because it cannot be kept up."""
 
@@ -355,6 +384,7 @@ Action = (
     | Signal
     | Dump
     | BeginCycle
+    | RestartGroup
     | StopGroup
     | FailSupervisor
     | RecordUnknown

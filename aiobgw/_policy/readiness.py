@@ -27,8 +27,8 @@ def became_ready(life: Life, now: float) -> Life:
     """Note that it is ready: the first time in this incarnation it also becomes healthy."""
     since = now if life.healthy_since is None else life.healthy_since
     reason = "" if life.reason == RELOADING else life.reason
-    ready = life._replace(ready=True, healthy_since=since, ready_by=None, reason=reason)
-    return begin_watch(ready, now)
+    life = life._replace(ready=True, was_ready=True, healthy_since=since)
+    return begin_watch(life._replace(ready_by=None, reason=reason), now)
 
 
 def said_ready(life: Life, now: float) -> Plan:

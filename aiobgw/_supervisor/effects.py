@@ -54,6 +54,7 @@ class Effects:
         cgroups: Cgroups,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
+        restart_group: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
         fail: Callable[[str, WorkerFailed | None], None],
         signs: Signs,
@@ -66,6 +67,7 @@ class Effects:
         self._outside = outside
         self._cgroups = cgroups
         self._begin_cycle = begin_cycle
+        self._restart_group = restart_group
         self._stop_group = stop_group
         self._fail = fail
         self._signs = signs
@@ -92,6 +94,8 @@ class Effects:
                 self._signal(worker, protocol.DUMP_SIGNAL, group=False)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
+            case actions.RestartGroup():
+                self._restart_group(worker)
             case actions.StopGroup(why):
                 self._stop_group(worker, why)
             case actions.FailSupervisor(why):
@@ -226,16 +230,3 @@ def _failure_of(worker: RegisteredWorker) -> WorkerFailed | None:
     """Return how it failed last, with its traceback; None if it did not."""
     exit = worker.exit
     return None if exit is None or exit.ok else WorkerFailed(worker.spec.name, exit)
-
-
-def duplicate(fds: list[int]) -> tuple[int, ...]:
-    """Copy descriptors of the registrant, which stay its own; all or none."""
-    copies: list[int] = []
-    try:
-        for fd in fds:
-            copies.append(os.dup(fd))
-    except OSError:
-        for fd in copies:
-            os.close(fd)
-        raise
-    return tuple(copies)

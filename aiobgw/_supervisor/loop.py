@@ -56,6 +56,8 @@ class Loop:
         signs: Signs,
         hear: Callable[[], None],
         publish: Callable[[RegisteredWorker], None],
+        ask_others: Callable[[RegisteredWorker, Happening, Situation], Situation],
+        tell_others: Callable[[RegisteredWorker], None],
         after_turn: Callable[[], None],
     ) -> None:
         self.situation = Situation()
@@ -67,6 +69,8 @@ class Loop:
         self._signs = signs
         self._hear = hear
         self._publish = publish
+        self._ask_others = ask_others
+        self._tell_others = tell_others
         self._after_turn = after_turn
         self._deadlines = Deadlines()
         self._left: list[tuple[RegisteredWorker, Action]] = []
@@ -87,6 +91,10 @@ class Loop:
         self._requests.append((worker, happening))
         if not self._turning:
             self._turn(gather=False)
+
+    def at_once(self, worker: RegisteredWorker, happening: Happening) -> None:
+        """Take a request ahead of what else there is; within a turn, for another worker."""
+        self._guarded(self._decide, worker, happening)
 
     def post_all(self, happening: Happening) -> None:
         """Take the same request for every worker, in the order of their registration."""
@@ -176,9 +184,10 @@ class Loop:
         """Have the rules decide, perform it, and tell those who want to know."""
         now = self._clock.now()
         before = worker.life
+        situation = self._ask_others(worker, happening, self.situation)
         pending: list[Happening] = [happening]
         while pending:
-            life, actions = plan(worker.life, pending.pop(0), self.situation, now)
+            life, actions = plan(worker.life, pending.pop(0), situation, now)
             worker.life = life
             for action in actions:
                 led_to = self._perform(worker, action)
@@ -202,6 +211,7 @@ class Loop:
         worker.plan_next_start(now)
         self._news.changed(worker, before)
         self._signs.follow(worker)
+        self._tell_others(worker)
         self._dirty[worker] = None
 
     def note(self, worker: RegisteredWorker) -> None:

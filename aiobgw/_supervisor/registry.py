@@ -207,6 +207,7 @@ class Registry:
         self._names: dict[str, list[RegisteredWorker]] = {}
         self._pids: dict[int, RegisteredWorker] = {}
         self._last: dict[tuple[int, int], WorkerStatus] = {}
+        self._ended: dict[str, WorkerStatus] = {}
 
     def check(self, spec: WorkerSpec) -> None:
         """Raise what would refuse *spec* now; uses nothing up."""
@@ -252,10 +253,17 @@ class Registry:
         self._remember(worker)
 
     def _remember(self, worker: RegisteredWorker) -> None:
-        """Keep the last status for clients that ask late, LAST_KEPT of them."""
-        self._last[worker.slot, worker.generation] = worker.status()
+        """Keep the last status for clients that ask late, and of each name for those that
+        depend on it; LAST_KEPT of them."""
+        status = worker.status()
+        self._last[worker.slot, worker.generation] = status
         if len(self._last) > LAST_KEPT:
             del self._last[next(iter(self._last))]
+        same_name = self._ended.pop(status.name, status)
+        newer = status if status.generation >= same_name.generation else same_name
+        self._ended[status.name] = newer
+        if len(self._ended) > LAST_KEPT:
+            del self._ended[next(iter(self._ended))]
 
     def last_words(self, slot: int, generation: int) -> WorkerStatus:
         """Return the last status of a worker that is over, or what can still be said of it."""
@@ -267,6 +275,10 @@ class Registry:
             generation=generation,
             reason="over; how it ended is forgotten",
         )
+
+    def ended(self, name: str) -> WorkerStatus | None:
+        """Return the last status of the newest worker of that name that is over."""
+        return self._ended.get(name)
 
     def set_pid(self, worker: RegisteredWorker, pid: int | None) -> None:
         if worker.pid is not None and self._pids.get(worker.pid) is worker:
@@ -282,6 +294,10 @@ class Registry:
         """Return the last one that was registered under *name* and holds a slot."""
         same_name = self._names.get(name)
         return same_name[-1] if same_name else None
+
+    def named(self, name: str) -> list[RegisteredWorker]:
+        """Return all of that name, the first registered first."""
+        return list(self._names.get(name, ()))
 
     def by_pid(self, pid: int) -> RegisteredWorker | None:
         return self._pids.get(pid)

@@ -360,7 +360,7 @@ async def test_what_dead_supervisors_have_left_is_ended_by_the_next_one(
     os.kill(host.zygote, signal.SIGSTOP)
     host.process.kill()
     os.kill(host.zygote, signal.SIGKILL)
-    assert not procs.wait_dead({host.worker, host.zygote}, 2.0)
+    assert not procs.wait_dead({host.process.pid, host.worker, host.zygote}, 2.0)
     assert procs.is_alive(host.left), "nobody was left to end it"
 
     supervisor = await make_supervisor(cgroup=delegated)
