@@ -102,6 +102,7 @@ class Witness:
     def __init__(self) -> None:
         self.redis_is_ready = False
         self.order_was_kept = True
+        self.done_twice = 0
         self._began = time.monotonic()
 
     async def watch(self, supervisor: Supervisor) -> None:
@@ -118,8 +119,9 @@ class Witness:
                 self.say(status.name, f"started, for the {ordinal(status.incarnation)} time")
                 self.order_was_kept = self.order_was_kept and self.redis_is_ready
             case Exited(_, status):
-                why = (status.exit and status.exit.error) or status.exit
-                self.say(status.name, f"ended: {why}")
+                error = (status.exit and status.exit.error) or str(status.exit)
+                self.say(status.name, f"ended: {error.splitlines()[-1]}")
+                self.done_twice += "FileExistsError" in error
                 self.redis_is_ready = self.redis_is_ready and status.name != "redis"
 
     def say(self, who: str, what: str) -> None:
@@ -164,11 +166,12 @@ def count(results: Path) -> int:
 def report(results: Path, witness: Witness, redis: WorkerHandle) -> bool:
     """Print what is true of this run; return whether all of it is as it should be."""
     right = sum(int(path.read_text()) == int(path.name) ** 2 for path in results.iterdir())
-    print(f"\n{right} of {JOBS} results are there and right, each written once")
+    twice = witness.done_twice
+    print(f"\n{right} of {JOBS} results are there and right; {twice} jobs were done twice")
     restarts, kept = redis.status().restarts, witness.order_was_kept
     print(f"{restarts} restart of redis")
     print(f"the others were started {'only when' if kept else 'also before'} redis was ready")
-    return right == JOBS and restarts == 1 and kept
+    return right == JOBS and twice == 0 and restarts == 1 and kept
 
 
 def main() -> int:

@@ -52,8 +52,8 @@ async def connected(socket: Path) -> AsyncIterator[Redis]:
             yield Redis(reader, writer)
         finally:
             writer.close()
-    except (ConnectionError, FileNotFoundError, EOFError) as error:
-        raise SystemExit(f"redis is gone: {error}") from None
+    except (ConnectionError, FileNotFoundError, EOFError):
+        raise SystemExit("redis is gone") from None
 
 
 class Redis:

@@ -46,7 +46,7 @@ def test_a_stack_survives_the_death_of_what_it_is_built_on(tmp_path: Path) -> No
         assert order[:2] == sorted(order[:2]), ran.stdout
         assert order[1] < min(order[2:]), ran.stdout
     assert ran.stdout.splitlines()[-3:] == [
-        "60 of 60 results are there and right, each written once",
+        "60 of 60 results are there and right; 0 jobs were done twice",
         "1 restart of redis",
         "the others were started only when redis was ready",
     ]

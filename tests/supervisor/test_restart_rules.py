@@ -268,6 +268,17 @@ async def test_a_supervisor_fails_with_an_essential_worker_that_cannot_be_launch
         await supervisor.wait_closed()
 
 
+async def test_the_end_of_a_group_that_cannot_be_kept_up_is_nobodys_wish(
+    make_supervisor: MakeSupervisor, faked: Faked
+) -> None:
+    supervisor = await faked.start(make_supervisor)
+    await faked.register("essential", group="g", essential=True)
+    await faked.register("w", group="g", max_restarts=0, escalate=Escalate.STOP_GROUP)
+    faked.fail()
+    with pytest.raises(SupervisorFailed, match=r"'essential': it is essential, .*'w'"):
+        await supervisor.wait_closed()
+
+
 @pytest.mark.parametrize("how", ASKED)
 async def test_an_essential_worker_may_be_asked_to_end_at_any_time(
     make_supervisor: MakeSupervisor, faked: Faked, how: str
