@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +100,15 @@ class Report:
         return {int(self[name][0], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")}
 
 
-def open_place(path: Path) -> Path:
-    """Let other users into a directory of a test, and write there."""
-    path.chmod(0o777)
-    for folder in path.parents[:2]:
-        folder.chmod(0o755)
-    return path
+@contextmanager
+def directory_for_all() -> Iterator[Path]:
+    """Make a directory in which other users may write.
+
+    Not below pytest's own, which every session of pytest closes to other users when it starts.
+    """
+    with tempfile.TemporaryDirectory(prefix="aiobgw-test-") as path:
+        os.chmod(path, 0o777)
+        yield Path(path)
 
 
 def leave_a_session(path: str) -> None:

@@ -384,10 +384,10 @@ def make_host(delegated: Path) -> Iterator[MakeHost]:
 @as_root
 @pytest.mark.parametrize("user", ["", "nobody"])
 def test_kill_9_of_the_supervisor_leaves_no_session_and_no_cgroup(
-    delegated: Path, make_host: MakeHost, tmp_path: Path, user: str
+    delegated: Path, make_host: MakeHost, user: str
 ) -> None:
-    place = limit_targets.open_place(tmp_path)
-    host = make_host(delegated, place / "pid", user)
+    with limit_targets.directory_for_all() as place:
+        host = make_host(delegated, place / "pid", user)
     status = Path(f"/proc/{host.left}/status").read_text()
     assert f"Uid:\t{65534 if user else 0}\t" in status
     host.process.kill()

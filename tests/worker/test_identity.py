@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from aiobgw._worker.identity import Identity
 
 from .. import limit_targets, procs, targets
 from ..conftest import MakeSupervisor
-from ..limit_targets import KINDS, Report, open_place, what_runs
+from ..limit_targets import KINDS, Report, what_runs
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +34,13 @@ PRELOAD = ("tests.limit_targets",)
 OWN_GROUPS = set(os.getgroups())
 NOBODY, STRANGE = 65534, 54321
 FEW = os.sched_getaffinity(0)
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory of a test in which other users may write."""
+    with limit_targets.directory_for_all() as path:
+        yield path
 
 
 async def run(supervisor: aiobgw.Supervisor, **options: Any) -> aiobgw.ExitStatus:
@@ -83,13 +91,12 @@ IDENTITIES: dict[str, tuple[dict[str, Any], int, int, set[int]]] = {
 
 @as_root
 async def test_s16_a_worker_is_who_its_spec_says_and_has_no_right_more(
-    make_supervisor: MakeSupervisor, tmp_path: Path
+    make_supervisor: MakeSupervisor, open_place: Path
 ) -> None:
     supervisor = await make_supervisor(preload=PRELOAD)
-    place = open_place(tmp_path)
     for about, (options, uid, gid, groups) in IDENTITIES.items():
         for kind in KINDS:
-            path = place / f"{about} {kind}".replace(" ", "_").replace("'", "")
+            path = open_place / f"{about} {kind}".replace(" ", "_").replace("'", "")
             (await run(supervisor, **what_runs(kind, path), **options)).check()
             seen, case = Report(path), f"{about}: {kind}"
             assert seen["Uid"] == [str(uid)] * 4, case
@@ -101,9 +108,9 @@ async def test_s16_a_worker_is_who_its_spec_says_and_has_no_right_more(
 
 
 @as_root
-async def test_s16_there_is_no_way_back(make_supervisor: MakeSupervisor, tmp_path: Path) -> None:
+async def test_s16_there_is_no_way_back(make_supervisor: MakeSupervisor, open_place: Path) -> None:
     supervisor = await make_supervisor(preload=PRELOAD)
-    path = open_place(tmp_path) / "ways"
+    path = open_place / "ways"
     target = limit_targets.become_root_again
     (await run(supervisor, target=target, args=(str(path),), user="nobody")).check()
     assert json.loads(path.read_text()) == {"worked": []}
@@ -186,23 +193,22 @@ EVERYTHING: dict[str, Any] = {
 async def test_s16_whatever_step_fails_nothing_of_the_worker_runs(
     make_supervisor: MakeSupervisor,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    open_place: Path,
     kind: str,
 ) -> None:
-    place = open_place(tmp_path)
-    tokens = {step: place / f"token-{step}" for step in STEPS}
+    tokens = {step: open_place / f"token-{step}" for step in STEPS}
     marks = [f"{step}:fail=11@{token}" for step, token in tokens.items()]
     monkeypatch.setenv("AIOBGW_INJECT", ",".join(marks))
     supervisor = await make_supervisor(preload=PRELOAD)
     for step, what in STEPS.items():
         tokens[step].touch()
-        why = await refused(supervisor, place / "report", kind, **EVERYTHING)
+        why = await refused(supervisor, open_place / "report", kind, **EVERYTHING)
         assert why.startswith(what), step
         assert why.endswith("Resource temporarily unavailable"), step
         assert "secret" not in why
         assert not tokens[step].exists(), step
-    (await run(supervisor, **what_runs(kind, place / "report"), **EVERYTHING)).check()
-    assert Report(place / "report").env["A"] == "secret", "and nothing is left of the failures"
+    (await run(supervisor, **what_runs(kind, open_place / "report"), **EVERYTHING)).check()
+    assert Report(open_place / "report").env["A"] == "secret", "and nothing is left of the failures"
 
 
 @as_root
@@ -319,9 +325,8 @@ def test_a_supervisor_without_rights_gives_what_it_has_and_refuses_the_rest(tmp_
 
 
 @with_setpriv
-def test_s16_capabilities_go_also_where_no_uid_was_0(tmp_path: Path) -> None:
+def test_s16_capabilities_go_also_where_no_uid_was_0(open_place: Path) -> None:
     """The kernel drops them by itself only when the uid was 0 before."""
-    place = open_place(tmp_path)
     capabilities = "+setuid,+setgid,+dac_read_search"
     rights = [
         "--reuid=1",
@@ -330,9 +335,9 @@ def test_s16_capabilities_go_also_where_no_uid_was_0(tmp_path: Path) -> None:
         f"--inh-caps={capabilities}",
         f"--ambient-caps={capabilities}",
     ]
-    kept, other = run_host(place, rights, [{}, {"user": "nobody"}])
+    kept, other = run_host(open_place, rights, [{}, {"user": "nobody"}])
     assert kept == other == ["clean", None]
-    before, after = Report(place / "0"), Report(place / "1")
+    before, after = Report(open_place / "0"), Report(open_place / "1")
     assert before["Uid"] == ["1"] * 4
     assert before.capabilities != {0}
     assert after["Uid"] == ["65534"] * 4
@@ -342,10 +347,10 @@ def test_s16_capabilities_go_also_where_no_uid_was_0(tmp_path: Path) -> None:
 
 @as_root
 async def test_s13_a_worker_with_all_of_it_has_no_descriptor_more(
-    make_supervisor: MakeSupervisor, tmp_path: Path
+    make_supervisor: MakeSupervisor, open_place: Path
 ) -> None:
     supervisor = await make_supervisor(preload=PRELOAD)
-    path = open_place(tmp_path) / "fds"
+    path = open_place / "fds"
     target = limit_targets.descriptors
     (await run(supervisor, target=target, args=(str(path),), **EVERYTHING)).check()
     found = json.loads(path.read_text())["descriptors"]

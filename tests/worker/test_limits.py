@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ from aiobgw._ipc import launch as protocol
 
 from .. import limit_targets, procs, targets
 from ..conftest import MakeSupervisor
-from ..limit_targets import KINDS, Report, open_place, what_runs
+from ..limit_targets import KINDS, Report, what_runs
 
 pytestmark = pytest.mark.anyio
 
 ONE_CPU = min(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory of a test in which other users may write."""
+    with limit_targets.directory_for_all() as path:
+        yield path
 
 
 async def run(supervisor: aiobgw.Supervisor, path: Path, kind: str, **options: Any) -> Report:
@@ -191,10 +199,9 @@ async def test_s18_nobody_speaks_to_the_service_manager_of_the_host(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 @pytest.mark.usefixtures("full_environment")
 async def test_a_user_has_the_home_and_the_names_of_that_user(
-    make_supervisor: MakeSupervisor, tmp_path: Path
+    make_supervisor: MakeSupervisor, open_place: Path
 ) -> None:
     supervisor = await make_supervisor(preload=("tests.limit_targets",))
-    place = open_place(tmp_path)
     own = {
         "HOME": "/nonexistent",
         "USER": "nobody",
@@ -202,13 +209,15 @@ async def test_a_user_has_the_home_and_the_names_of_that_user(
         "SHELL": "/usr/sbin/nologin",
     }
     for kind in KINDS:
-        seen = await run(supervisor, place / f"{kind}-all", kind, user="nobody")
+        seen = await run(supervisor, open_place / f"{kind}-all", kind, user="nobody")
         assert {name: seen.env[name] for name in own} == own
         assert seen.env["ODD_3"] == "value 3"
-        seen = await run(supervisor, place / f"{kind}-env", kind, user="nobody", env={"HOME": "/x"})
+        seen = await run(
+            supervisor, open_place / f"{kind}-env", kind, user="nobody", env={"HOME": "/x"}
+        )
         assert seen.env == {**base(), **own, "HOME": "/x"}
         options: dict[str, Any] = {"user": 54321, "user_group": 54321}
-        seen = await run(supervisor, place / f"{kind}-strange", kind, **options)
+        seen = await run(supervisor, open_place / f"{kind}-strange", kind, **options)
         assert not own.keys() & seen.env.keys()
 
 
