@@ -197,7 +197,9 @@ class NotifySocket:
         """Pass on what a worker says; refuse what nobody was asked to say."""
         try:
             why = _refusal(datagram, worker)
-            if why:
+            if worker is None and self._registry.was_worker(datagram.pid):
+                log.debug("the last words of pid %d came after its end", datagram.pid)
+            elif why:
                 self.audit.refused(datagram.pid, datagram.uid, why)
             elif worker is not None:
                 self._tell(worker, parse(datagram.data), datagram.pid)

@@ -206,6 +206,7 @@ class Registry:
         self._workers: dict[int, RegisteredWorker] = {}
         self._names: dict[str, list[RegisteredWorker]] = {}
         self._pids: dict[int, RegisteredWorker] = {}
+        self._old_pids: deque[int] = deque(maxlen=LAST_KEPT)
         self._last: dict[tuple[int, int], WorkerStatus] = {}
         self._ended: dict[str, WorkerStatus] = {}
 
@@ -283,9 +284,14 @@ class Registry:
     def set_pid(self, worker: RegisteredWorker, pid: int | None) -> None:
         if worker.pid is not None and self._pids.get(worker.pid) is worker:
             del self._pids[worker.pid]
+            self._old_pids.append(worker.pid)
         worker.pid = pid
         if pid is not None:
             self._pids[pid] = worker
+
+    def was_worker(self, pid: int) -> bool:
+        """Tell whether a worker that ended not long ago had this pid."""
+        return pid in self._old_pids
 
     def at(self, slot: int) -> RegisteredWorker | None:
         return self._workers.get(slot)
