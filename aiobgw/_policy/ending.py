@@ -53,8 +53,8 @@ def launch_lost(life: Life, why: str, situation: Situation, now: float) -> Plan:
         return lost_in_cycle(life)
     if life.for_good:
         return retire(life, life.with_group)
-    if life.with_group or situation.waits_for:
-        return consider(held(life, life.with_group), situation)
+    if situation.waits_for:
+        return consider(held(life, situation.waits_for), situation)
     if life.lost < LAUNCH_ATTEMPTS:
         return launch(life)
 
