@@ -62,8 +62,8 @@ def launch_lost(life: Life, lost: LaunchLost, situation: Situation, now: float) 
         return lost_in_cycle(life)
     if life.for_good:
         return retire(life, life.with_group)
-    if life.with_group or situation.waits_for:
-        return consider(held(life, life.with_group), situation)
+    if situation.waits_for:
+        return consider(held(life, situation.waits_for), situation)
     if life.lost < LAUNCH_ATTEMPTS:
         return launch(life)
 

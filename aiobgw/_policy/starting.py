@@ -44,7 +44,6 @@ def launch(life: Life, *, restarts: int | None = None) -> Plan:
         overdue=False,
         cycled=False,
         with_group="",
-        for_good=False,
         dropped=False,
         trouble="",
         signals=life.signals if again else (),

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .._policy.groups import concerned, end_hindered_by, is_stuck, start_hindered_by
+from .._policy.groups import concerned, end_hindered_by, start_hindered_by
 from .._policy.life import (
     Consider,
     GroupEnds,
@@ -193,10 +193,11 @@ class Groups:
                 return replace(situation, ends_after=f"{why} group {group!r}")
         if not stopping:
             return situation
-        for other_one in self._dependents.get(worker.spec.name, ()):
-            if _relies_on(other_one, worker):
-                self._set_wait(worker, other_one)
-                why = f"waits for the end of {other_one.spec.name!r}, which depends on it"
+        name = worker.spec.name
+        for dependent in self._dependents.get(name, ()):
+            if _dependencies(dependent.spec)[name] is not After.COMPLETED:
+                self._set_wait(worker, dependent)
+                why = f"waits for the end of {dependent.spec.name!r}, which depends on it"
                 return replace(situation, ends_after=why)
         return situation
 
@@ -265,10 +266,3 @@ class Groups:
 def _dependencies(spec: WorkerSpec) -> Mapping[str, After]:
     assert isinstance(spec.after, Mapping)  # as it is kept
     return spec.after
-
-
-def _relies_on(dependent: RegisteredWorker, worker: RegisteredWorker) -> bool:
-    """Tell whether a dependent that runs, and whose end is not hopeless, needs *worker*."""
-    life = dependent.life
-    needs = _dependencies(dependent.spec)[worker.spec.name] is not After.COMPLETED
-    return needs and not (life.state in WAITING or dependent.is_over or is_stuck(life))

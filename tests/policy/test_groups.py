@@ -275,7 +275,8 @@ def test_what_becomes_of_a_marked_member_counts_for_nothing(
 def test_only_a_failure_that_its_rule_answers_restarts_a_group(
     happening: Happening, changes: dict[str, object], strategy: Strategy, restarts: bool
 ) -> None:
-    life = lives(strategy)["ready"]._replace(**changes)  # type: ignore[arg-type]
+    name = "launched" if isinstance(happening, LaunchLost) else "ready"
+    life = lives(strategy)[name]._replace(**changes)  # type: ignore[arg-type]
     actions = plan(life, happening, Situation(), NOW)[1]
     assert (RestartGroup() in actions) is restarts
     never = life._replace(rule=rule(strategy, restart=Restart.NEVER))
@@ -300,6 +301,34 @@ def test_a_restart_that_is_asked_for_waits_as_any_other_and_is_not_counted() -> 
     assert (life.state, life.due, actions) == (BACKOFF, None, ())
     life, actions = plan(life, Consider(), Situation(), NOW)
     assert (life.state, life.restarts, actions) == (STARTING, 0, (Launch(),))
+
+
+def test_a_group_that_is_stopped_while_it_restarts_is_stopped() -> None:
+    life = lives()["ready"]
+    waits = Situation(ends_after="waits for 'c'", waits_for="waits for 'a'")
+    for why in ("again", "for good", "again"):
+        life = plan(life, GroupEnds(why, why == "for good"), waits, NOW)[0]
+    assert (life.with_group, life.for_good) == ("for good", True)
+    assert plan(life, HasExited(ExitKind.CRASHED), waits, NOW)[0].state is STOPPED
+    importing = life._replace(state=STARTING, has_process=True)
+    assert plan(importing, LaunchLost("it died"), Situation(), NOW)[0].reason == "for good"
+
+
+def test_a_marked_member_that_another_crash_takes_along_is_not_counted() -> None:
+    life = lives()["to end"]._replace(rule=rule(member=True))
+    cycle = Situation(cycle=True)
+    life = plan(life, HasExited(ExitKind.CRASHED, abrupt=True), cycle, NOW)[0]
+    assert (life.state, life.streak) == (BACKOFF, 0)
+
+
+def test_why_a_member_is_over_tells_the_culprit_and_no_turn_that_is_past() -> None:
+    never = lives()["ready"]._replace(rule=rule(restart=Restart.NEVER))
+    waits = Situation(ends_after="waits for the end of 'c'")
+    life = plan(never, GroupEnds("culprit"), waits, NOW)[0]
+    assert plan(life, HasExited(ExitKind.CRASHED), waits, NOW)[0].reason == "culprit"
+    life = plan(life, Consider(), Situation(), NOW)[0]
+    late = plan(life, DeadlinePassed(), Situation(), NOW + life.rule.stop_timeout)[0]
+    assert late.reason == "culprit; killed: it did not end within stop_timeout (10 s)"
 
 
 def test_what_can_never_start_is_over_and_says_why() -> None:

@@ -422,6 +422,33 @@ async def test_how_a_dependency_ended_is_remembered_for_as_long_as_somebody_wait
     await stage.add("k")
     stage.launcher["k"].finish()
     assert web.status().state is RUNNING
+    web.terminate()
+    late.terminate()
+    for number in range(300):
+        await stage.add(f"n{number}")
+        stage.launcher[f"n{number}"].finish()
+    forgotten = await stage.add("late", after={"j": After.COMPLETED})
+    assert forgotten.status().reason == "waits for 'j', which is not registered"
+
+
+@pytest.mark.parametrize("depends", ["before", "afterwards"])
+async def test_the_newest_of_a_name_counts_though_an_older_one_ends_later(
+    make_supervisor: MakeSupervisor, depends: str
+) -> None:
+    stage = await stage_of(make_supervisor)
+    await stage.add("k", restart=Restart.NEVER, extra=b"older")
+    older = stage.launcher["k"]
+    await stage.add("k", restart=Restart.NEVER, extra=b"newer")
+    fields = {"after": {"k": After.COMPLETED, "l": After.READY}}
+    if depends == "before":
+        await stage.add("w", **fields)
+    stage.launcher["k"].finish()
+    older.fail()
+    if depends == "afterwards":
+        await stage.add("w", **fields)
+    stage.launched()
+    await stage.add("l")
+    assert stage.launched() == "lw"
 
 
 async def test_circles_are_refused_whoever_registers(
@@ -457,6 +484,10 @@ async def test_a_fast_stop_ends_dependents_first_and_everybody_else_at_once(
     make_supervisor: MakeSupervisor,
 ) -> None:
     stage = await stage_of(make_supervisor, obey=False)
+    await stage.add("c", restart=Restart.NEVER)
+    stage.launcher["c"].finish()
+    await stage.add("p", after={"c": After.COMPLETED})
+    completed = await stage.add("c")
     job = await stage.add("j", restart=Restart.NEVER)
     redis = await stage.add("r")
     (a, b) = await stage.members("ab", after=["r"])
@@ -468,6 +499,7 @@ async def test_a_fast_stop_ends_dependents_first_and_everybody_else_at_once(
     ending = WorkerState.STOPPING
     assert stage.states(job, redis, a, b) == [RUNNING, RUNNING, RUNNING, ending]
     assert stage.states(done, waits, alone) == [ending, STOPPED, ending]
+    assert completed.status().state is ending, "who relied on its completion does so no more"
     reasons = [handle.status().reason for handle in (redis, a, job)]
     assert [reason.partition("; ")[2] for reason in reasons] == [
         "waits for the end of 'a', which depends on it",
@@ -481,10 +513,10 @@ async def test_a_fast_stop_ends_dependents_first_and_everybody_else_at_once(
     a.kill()
     assert stage.states(redis, a) == [ending, STOPPED]
     redis.terminate()
-    for name in "rdx":
+    for name in "rdxpc":
         stage.launcher[name].fail()
     await stop
-    assert stage.launched() == "jrabdx"
+    assert stage.launched() == "cpcjrabdx"
 
 
 async def test_one_that_is_terminated_waits_for_no_dependent(

@@ -128,6 +128,22 @@ async def test_a_killed_member_takes_down_whom_its_group_says(
         assert exit.reason == "its group 'g' restarts: worker 'b' crashed by SIGKILL"
 
 
+async def test_members_that_die_in_one_instant_have_one_culprit(
+    make_supervisor: MakeSupervisor, tmp_path: Path
+) -> None:
+    supervisor = await make_supervisor(groups={"g": Strategy.ONE_FOR_ALL})
+    handles = [await member(supervisor, name, tmp_path / "trace") for name in "abcd"]
+    async with asyncio.timeout(BOUND):
+        await handles[-1].wait_for_ready()
+    pids = {pid_of(handle) for handle in handles}
+    events = supervisor.events()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert not procs.wait_dead(pids)  # before the supervisor's next turn
+    await ready_again(events, "d", 2)
+    assert sum(handle.status().restarts for handle in handles) == 1
+
+
 async def test_members_that_die_while_they_are_ended_are_started_once(
     make_supervisor: MakeSupervisor, new_latch: NewLatch, tmp_path: Path
 ) -> None:
