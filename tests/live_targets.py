@@ -40,6 +40,12 @@ def say_nothing() -> None:
     stuck_in_python()
 
 
+def say_nothing_in_threads() -> None:
+    for _ in range(3):
+        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    stuck_in_python()
+
+
 def beat() -> None:
     targets.say_up()
     while True:

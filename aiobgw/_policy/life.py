@@ -333,7 +333,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """Have it write its stacks: to its output, and for its exit status."""
+    """Have it write its stacks, to its output and for its exit status; SIGCONT must follow."""
 
 
 @dataclass(frozen=True, slots=True)

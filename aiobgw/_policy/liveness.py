@@ -70,7 +70,7 @@ def is_unseen(before: Life, after: Life) -> bool:
 
 
 def _end_silent(life: Life, now: float) -> Plan:
-    """End it as a failure; SIGCONT, so that one that was stopped writes its stacks, too."""
+    """End it as a failure; whoever stopped it, it goes on, and writes its stacks."""
     why = f"gave no sign of life for {life.rule.watchdog:g} s"
     ending = unwatched(life)._replace(state=WorkerState.STOPPING, trouble=why, reason=why)
     if not life.rule.dumps:

@@ -94,9 +94,7 @@ class Effects:
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
             case actions.Dump():
-                if worker.launch is not None:
-                    for signum in protocol.DUMP_SIGNALS:
-                        worker.launch.signal(signum)
+                self._dump(worker)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
             case actions.RestartGroup():
@@ -197,6 +195,16 @@ class Effects:
                     self._poke_later(worker.launch, POKES)
         except OSError as error:
             log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)
+
+    def _dump(self, worker: RegisteredWorker) -> None:
+        """Have it write its stacks twice; SIGCONT, which the rules send next, sets it going.
+
+        Race: a signal ends some waits, and an end of the wait may end the worker.  So it is
+        stopped until both are there: both show the same, and neither is missing.
+        """
+        if worker.launch is not None:
+            for signum in (signal.SIGSTOP, *protocol.DUMP_SIGNALS):
+                worker.launch.signal(signum)
 
     def _poke_later(self, launch: Launch, times: int) -> None:
         """Have a wait of its main thread ended, if it still runs in a moment.

@@ -19,6 +19,7 @@ from .._ipc.launch import TEXT_BYTES
 SIZE = 65_536
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_CRASHED = "Fatal Python error: "
 _ABORTED = "Fatal Python error: Aborted"
 """What follows on a dump that was asked for is the same again."""
 
@@ -53,12 +54,15 @@ class Stacks:
 
 
 def in_order(text: str) -> str:
-    """Turn the stacks of ``faulthandler`` round: the thread that died last, its last call last.
+    """Turn the stacks of ``faulthandler`` round, so that the last call comes last.
 
     So they read as every traceback does, and a text that loses its beginning keeps what counts.
+    The main thread is the last one already; after a crash the one that crashed shall be.
     """
     sections = [_turned(section) for section in text.strip().split("\n\n")]
-    return "\n\n".join(sorted(sections, key=lambda section: section.startswith("Current thread")))
+    if text.startswith(_CRASHED):
+        sections.sort(key=lambda section: section.startswith("Current thread"))
+    return "\n\n".join(sections)
 
 
 def _turned(section: str) -> str:

@@ -44,7 +44,8 @@ STUCK: dict[str, tuple[dict[str, Any], str]] = {
         {"target": live_targets.block, "args": ("python",), "loop": "uvloop"},
         "stuck_in_python",
     ),
-    "plain, no beat": ({"target": live_targets.say_nothing}, "say_nothing"),
+    "plain, no beat": ({"target": live_targets.say_nothing}, "in say_nothing\n"),
+    "plain, threads": ({"target": live_targets.say_nothing_in_threads}, "stuck_in_python"),
     "command, no WATCHDOG=1": ({"command": ["/bin/sleep", "3600"]}, ""),
 }
 
@@ -60,14 +61,11 @@ HEALTHY: dict[str, dict[str, Any]] = {
 
 
 async def test_the_stuck_are_ended_and_tell_where_while_the_others_live_on(
-    make_supervisor: MakeSupervisor, capfd: pytest.CaptureFixture[str]
+    make_supervisor: MakeSupervisor,
 ) -> None:
     supervisor = await make_supervisor(max_workers=20)
     healthy = [await supervisor.register(spec(name, **f)) for name, f in HEALTHY.items()]
     stuck = [await supervisor.register(spec(name, **f)) for name, (f, _) in STUCK.items()]
-    ends_itself = await supervisor.register(
-        spec("in a sleep that signals end", target=live_targets.block, args=("sleep",))
-    )
     for handle, (_, where) in zip(stuck, STUCK.values(), strict=True):
         exit = await handle
         assert exit is not None
@@ -76,24 +74,27 @@ async def test_the_stuck_are_ended_and_tell_where_while_the_others_live_on(
         # Most recent call last: what is kept of a long text names the place.
         assert where in (exit.error or "")[-300:], handle.name
 
-    exit = await ends_itself
-    assert exit is not None
-    assert (exit.kind, exit.code, exit.reason) == (ExitKind.FAILED, 0, SILENT)
-    assert "in asleep_in_c" in (exit.error or "")[-300:]
-
     for handle in healthy:
         await handle.wait_for_startup()
         status = handle.status()
         assert (status.state, status.incarnation) == (WorkerState.RUNNING, 1), handle.name
 
-    output = capfd.readouterr().err
-    for function in ("stuck_in_python", "stuck_in_c", "say_nothing"):
-        assert f"in {function}" in output
-    assert "most recent call first" in output
+
+async def test_a_sleep_in_c_that_a_signal_ends_is_told_all_the_same(
+    make_supervisor: MakeSupervisor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The worker goes on then, and may end by itself: it has failed as well."""
+    supervisor = await make_supervisor()
+    handle = await supervisor.register(spec("w", target=live_targets.block, args=("sleep",)))
+    exit = await handle
+    assert exit is not None
+    assert (exit.kind, exit.code, exit.reason) == (ExitKind.FAILED, 0, SILENT)
+    assert "in asleep_in_c" in (exit.error or "")[-300:]
+    assert "in asleep_in_c" in capfd.readouterr().err
 
 
 async def test_a_stopped_worker_is_ended_and_restarted_by_its_rule(
-    make_supervisor: MakeSupervisor, new_latch: NewLatch
+    make_supervisor: MakeSupervisor, new_latch: NewLatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """SIGCONT goes with the end, so that it tells where it was, and need not be killed."""
     supervisor = await make_supervisor()
@@ -106,6 +107,7 @@ async def test_a_stopped_worker_is_ended_and_restarted_by_its_rule(
     exit = await handle.wait_for_exit()
     assert (exit.kind, exit.signal, exit.reason) == (ExitKind.FAILED, signal.SIGABRT, SILENT)
     assert "in beat" in (exit.error or "")
+    assert "in beat" in capfd.readouterr().err
     async for event in events:
         if isinstance(event, aiobgw.Started):
             break
@@ -227,7 +229,12 @@ async def test_a_fake_process_beats_when_a_test_says_so_and_nobody_is_told(
     exit = await handle
     assert exit is not None
     assert exit.reason == "gave no sign of life for 60 s"
-    assert launcher["w"].signals == [*DUMP_SIGNALS, signal.SIGCONT, signal.SIGABRT]
+    assert launcher["w"].signals == [
+        signal.SIGSTOP,
+        *DUMP_SIGNALS,
+        signal.SIGCONT,
+        signal.SIGABRT,
+    ]
     assert told == ["stopping", "stopped"]
 
 
@@ -254,25 +261,31 @@ async def test_a_beat_that_is_there_counts_before_a_look_whoever_wakes_the_super
     assert worker.life.silent == 0
 
 
-def test_stacks_are_turned_round_so_that_what_counts_comes_last() -> None:
-    text = (
-        "Fatal Python error: Aborted\n\n"
-        'Current thread 0x01 (most recent call first):\n  File "a.py", line 2 in inner\n'
-        '  File "a.py", line 1 in outer\n\n'
-        'Thread 0x02 (most recent call first):\n  File "b.py", line 4 in wait\n'
-        '  File "b.py", line 3 in run\n\n'
-        "Extension modules: some (total: 1)\n"
-    )
-    assert in_order(text) == (
-        "Fatal Python error: Aborted\n\n"
-        'Thread 0x02 (most recent call last):\n  File "b.py", line 3 in run\n'
-        '  File "b.py", line 4 in wait\n\n'
-        "Extension modules: some (total: 1)\n\n"
-        'Current thread 0x01 (most recent call last):\n  File "a.py", line 1 in outer\n'
-        '  File "a.py", line 2 in inner'
-    )
-    for other in ("", "no stacks at all", "\n\n\n", "x" * SIZE):
-        assert in_order(other) == other.strip()
+CURRENT = 'Current thread 0x01 (most recent call first):\n  File "a.py", line 2 in inner'
+OTHER = (
+    'Thread 0x02 (most recent call first):\n  File "b.py", line 4 in wait\n  File "b.py", line 3'
+)
+CURRENT_TURNED = CURRENT.replace("first", "last")
+OTHER_TURNED = (
+    'Thread 0x02 (most recent call last):\n  File "b.py", line 3\n  File "b.py", line 4 in wait'
+)
+FATAL, MODULES = "Fatal Python error: Segmentation fault", "Extension modules: some (total: 1)"
+
+
+@pytest.mark.parametrize(
+    ("sections", "turned"),
+    [
+        ([CURRENT, OTHER], [CURRENT_TURNED, OTHER_TURNED]),
+        ([FATAL, CURRENT, OTHER, MODULES], [FATAL, OTHER_TURNED, MODULES, CURRENT_TURNED]),
+        ([""], [""]),
+        (["no stacks", "at all"], ["no stacks", "at all"]),
+        (["x" * SIZE], ["x" * SIZE]),
+    ],
+)
+def test_stacks_are_turned_round_so_that_what_counts_comes_last(
+    sections: list[str], turned: list[str]
+) -> None:
+    assert in_order("\n\n".join(sections) + "\n") == "\n\n".join(turned)
 
 
 # Supervisors that are stopped and starved, in processes of their own.
