@@ -116,21 +116,24 @@ class WorkerSpec:
 
     Identity and limits.  What cannot be had fails the launch: nothing runs with more.
 
-    user          name or number of the user to run as (needs the right to switch)
+    user          name or number of the user to run as (needs the right to switch, unless it is
+                  the supervisor's own, with the same groups); it then has no capabilities, and
+                  setuid programs give it nothing.  A number without an entry needs user_group
     user_group    name or number of its group (default: the user's own)
     supplementary_groups  names and numbers of its other groups (default: with user the user's)
     umask         0 to 0o777
     cwd           absolute path of its working directory
     env           its environment: a base of PATH, HOME, USER, LOGNAME, SHELL, LANG, LC_* and TZ,
                   and these names; None as a value: as the supervisor's environment has it
-                  (default: all of the supervisor's, but what belongs to its service manager)
+                  (default: all of the supervisor's, but what belongs to its service manager);
+                  with user HOME, USER, LOGNAME and SHELL are that user's
     nice          -20 to 19
     cpus          the processors it may run on
     rlimits       limits by their names without RLIMIT_, in lower case ({"nofile": 1024}); one
                   number, or soft and hard; -1: none
     cgroup        cgroup v2 files and what is written to them ({"memory.max": "512M"}); it then has
-                  a cgroup of its own, which is killed as a whole at its end; needs
-                  ``Supervisor(cgroup=...)``
+                  a cgroup of its own (also if it names no file), which is killed as a whole at
+                  its end; needs ``Supervisor(cgroup=...)``
 
     Raises InvalidSpec: the first rule broken, in PostgreSQL's order.
     """
