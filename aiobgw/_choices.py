@@ -49,8 +49,9 @@ class Phase(enum.IntEnum):
 class ShutdownMode(enum.IntEnum):
     """How a supervisor stops; a stop only gets stricter.
 
-    SMART takes no new workers and waits for the running ones, FAST asks all to end at once
-    (SIGTERM, ``stop_timeout``, SIGKILL), IMMEDIATE does not ask (SIGQUIT, 5 s, SIGKILL).
+    SMART takes no new workers and waits for the running ones, FAST asks all to end (SIGTERM,
+    ``stop_timeout``, SIGKILL): at once, but members of groups and dependencies after those that
+    were to start after them.  IMMEDIATE does not ask, and keeps no order (SIGQUIT, 5 s, SIGKILL).
     """
 
     SMART = 1
@@ -71,7 +72,13 @@ class Escalate(enum.Enum):
 
 
 class Strategy(enum.Enum):
-    """Whom the restart of a worker concerns within its group (OTP's, by the same names)."""
+    """Whom the restart of a worker concerns within its group (OTP's, by the same names).
+
+    That is: a restart by its rule, after an exit that counts; not one that was asked for.
+    ONE_FOR_ALL: all others end, the last first, and start again in order with it;
+    REST_FOR_ONE: those registered after it.  Whatever becomes of them on the way counts for
+    nothing; those that are never restarted end with the others, and are over.
+    """
 
     ONE_FOR_ONE = "one-for-one"
     ONE_FOR_ALL = "one-for-all"

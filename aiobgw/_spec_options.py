@@ -40,7 +40,7 @@ RLIMITS = {
 }
 """The numbers of limits, by the names they have in specs."""
 
-_CGROUP_FILE = re.compile(r"(cpu|cpuset|io|memory|pids|hugetlb|rdma|misc)\.[a-z0-9_.]{1,60}")
+_CGROUP_FILE = re.compile(r"(cpu|cpuset|io|memory|pids|hugetlb|rdma|misc)\.[A-Za-z0-9_.]{1,60}")
 _VARIABLE = re.compile(r"[^=\0]+")
 
 

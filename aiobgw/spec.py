@@ -57,26 +57,33 @@ class WorkerSpec:
     restart_delay     seconds from the first exit of a streak of failures to the next start,
                       0 to 86,400 (default 1)
     restart_backoff   what each further delay of the streak is multiplied by, 1 to 100
-                      (default 2; 1 and no jitter: PostgreSQL's fixed interval)
+                      (default 2; 1 and no jitter: PostgreSQL's fixed interval; 0 s stay 0 s)
     restart_delay_max seconds that no delay exceeds, 0 to 86,400 (default 60; a longer
-                      restart_delay holds)
+                      restart_delay holds; jitter is added after that)
     restart_jitter    the part of a delay that is at most added to it, at random, 0 to 1
                       (default 0.25, Nomad's)
     restart_reset     seconds for which it must have been ready to end the streak, 0 to 86,400
                       (default: 60, or 10 times restart_delay if that is more)
-    max_restarts      restarts by rule within max_seconds; with one more it stops for good:
-                      0 to 10,000, None: no limit (default 5; OTP's intensity)
+    max_restarts      exits within max_seconds that are answered with a restart, clean ones (with
+                      ALWAYS) too; with one more it stops for good: 0 to 10,000, None: no limit
+                      (default 5; OTP's intensity).  What was asked for does not count
     max_seconds       the length of that window, which slides, above 0 to 86,400 (default 60)
     escalate          what follows then, see Escalate (default IGNORE)
-    essential         whether its end for good, unless asked for, fails the supervisor
+    essential         whether its end for good fails the supervisor, also a clean one; not one that
+                      was asked for, and none during a stop
 
     Order.
 
     group         members of a group start in the order of their registration, each when those
-                  before it are ready, and stop in reverse; ``Supervisor(groups=...)`` says
-                  whom the restart of one concerns (default ONE_FOR_ONE)
+                  before it are ready; ``Supervisor(groups=...)`` says whom the restart of one
+                  concerns (default ONE_FOR_ONE: nobody else, and others start once those before
+                  them have been ready).  They end in reverse, each when those after it have:
+                  a stop takes up to the sum of their ``stop_timeout`` and 5 s each
     after         names of workers (64 at most) that must be ready before each of its starts, or
-                  a mapping from names to After; a name means the newest worker that has it
+                  a mapping from names to After; a name means the newest worker that has it.  It
+                  waits for names that nobody has yet, is over if a dependency can never hold,
+                  and does not end with it; in a FAST stop it ends first (but for COMPLETED).
+                  Circles are refused
 
     Readiness and liveness.
 
@@ -92,15 +99,18 @@ class WorkerSpec:
                     started), above 0 to 86,400 (default: 90 with NOTIFY and PROBE, else none)
     watchdog        seconds within which it must give a sign of life once it is ready, 0.5 to
                     86,400 (default: none).  Async targets do so by themselves from their event
-                    loop, plain ones call ``beat()``, commands send WATCHDOG=1
+                    loop, plain ones call ``beat()``, commands send WATCHDOG=1.  One that does
+                    not is ended by SIGABRT, by rule a failure; a Python target's stacks are
+                    then on its standard error, and in its ExitStatus
 
     The end.
 
     stop_signal   what asks a command to end (default SIGTERM, which targets always get)
     stop_timeout  seconds from the request to end until SIGKILL, 0 to 86,400 (default 10)
-    memory_max    bytes of resident memory above which it is ended, by rule a failure; looked at
-                  once a second
-    max_age       seconds after which it is replaced, above 0 to 366 days; counts for nothing
+    memory_max    bytes of resident memory (of its process; its children's do not count) above
+                  which it is ended, by rule a failure; looked at once a second
+    max_age       seconds after its start at which it is replaced, above 0 to 366 days; counts
+                  for nothing; with Restart.NEVER it ends
     max_age_jitter the part of max_age that is at most added to it, at random, 0 to 1
                   (default 0.1)
 

@@ -93,6 +93,13 @@ def wait_dead(pids: set[int], timeout: float = 5.0) -> set[int]:
     return {pid for pid in pids if is_alive(pid)}
 
 
+def wait_readable(fd: int, timeout: float = 5.0) -> bool:
+    """Block until a descriptor has something to read; return whether it has."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
 def reap(pids: set[int]) -> None:
     """Reap zombies that became ours."""
     for pid in pids:

@@ -85,6 +85,12 @@ def fail(message: str = "as asked") -> None:
     raise ValueError(message)
 
 
+def note_and_fail(path: str) -> None:
+    """Append which start this is, and when; then fail."""
+    write(path, f"{aiobgw.current_worker().incarnation} {time.time()}")
+    raise ValueError("as asked")
+
+
 async def fail_async(message: str = "as asked") -> None:
     raise ValueError(message)
 

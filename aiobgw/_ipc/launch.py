@@ -5,6 +5,7 @@ child -> supervisor HELLO (wire version, pid) with the child's own pidfd
 supervisor -> child the order, to a spare, with its descriptors in the order's own order
 child -> supervisor STARTED: the target is imported, its first line is next
 child -> supervisor READY, if it says so
+child -> supervisor BEAT, again and again, if its spec has a watchdog: it lives
 child -> supervisor FAREWELL (exit code, error text), right before ``_exit``
 zygote or child     FAILED (errno, text): the fork, or the exec of a command, failed
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import marshal
 from _operator import itemgetter
+from _signal import SIGRTMAX
 from struct import Struct
 from struct import error as StructError
 
@@ -33,6 +35,11 @@ WIRE = 5
 TEXT_BYTES = 8_000
 
 HELLO, FAILED, STARTED, READY, FAREWELL = b"H", b"X", b"S", b"R", b"F"
+BEAT = b"B"
+
+DUMP_SIGNALS = (SIGRTMAX - 6, SIGRTMAX - 5)
+"""Have a Python target with a watchdog write its stacks: to its standard error, and to where the
+supervisor reads them."""
 
 ORDER = (
     "supervisor",
@@ -42,6 +49,7 @@ ORDER = (
     "incarnation",
     "payload",
     "client",
+    "stacks",
     "latches",
     "connector",
     "cgroup",
@@ -88,6 +96,10 @@ def started(is_async: bool) -> bytes:
 
 def ready() -> bytes:
     return READY
+
+
+def beat() -> bytes:
+    return BEAT
 
 
 def farewell(code: int, text: str) -> bytes:

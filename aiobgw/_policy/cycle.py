@@ -12,7 +12,7 @@ from __future__ import annotations
 from ..spec import Restart
 from ..status import WorkerState
 from .life import Drop, Life
-from .moves import WAITING, Plan, drop_and_retire, quit_now, retire
+from .moves import WAITING, Plan, drop_and_retire, held, quit_now, retire
 
 WAITS = "waits for the end of a crash cycle"
 
@@ -27,7 +27,7 @@ def cycle_began(life: Life, why: str, now: float) -> Plan:
         return _take_back(life, why)
     if life.state is WorkerState.STOPPING and life.due is None:
         return life, ()  # SIGKILL did not end it; the cycle waits for it
-    reason = life.reason if life.asked else why
+    reason = life.reason if life.asked or life.trouble else why
     return quit_now(life._replace(cycled=True, reason=reason), now)
 
 
@@ -43,19 +43,14 @@ def _take_back(life: Life, why: str) -> Plan:
         return drop_and_retire(life, life.reason)
     if life.rule.restart is Restart.NEVER:
         return drop_and_retire(life, why)
-    return _hold_launch(life), (Drop(),)
+    return held(life, WAITS), (Drop(),)
 
 
 def lost_in_cycle(life: Life) -> Plan:
     """Have a launch that reached no process wait, unless it is to be forgotten."""
     if life.cycled and life.rule.restart is Restart.NEVER:
         return retire(life, life.reason)
-    return _hold_launch(life), ()
-
-
-def _hold_launch(life: Life) -> Life:
-    state = WorkerState.BACKOFF if life.begun else WorkerState.NOT_STARTED
-    return until_its_end(life._replace(state=state, has_process=False, dropped=True))
+    return held(life, WAITS), ()
 
 
 def until_its_end(life: Life) -> Life:

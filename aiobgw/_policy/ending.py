@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from signal import SIGKILL
 
-from ..spec import Restart, ShutdownMode
+from ..spec import Restart, ShutdownMode, Strategy
 from ..status import ExitKind, WorkerState
 from .backoff import LAUNCH_ATTEMPTS, launch_delay
 from .cycle import lost_in_cycle, until_its_end
@@ -25,16 +25,19 @@ from .life import (
     LaunchLost,
     Life,
     RecordUnknown,
+    RestartGroup,
     Signal,
     Situation,
     Withdraw,
 )
-from .liveness import grew_old, look_for_life
+from .liveness import abort, grew_old, look_for_life
 from .moves import (
     KILL_TIMEOUT,
     WAITING,
     Plan,
     drop_and_retire,
+    end_in_turn,
+    held,
     quit_now,
     retire,
     stopping,
@@ -57,6 +60,10 @@ def launch_lost(life: Life, lost: LaunchLost, situation: Situation, now: float) 
         return retire(life, life.reason or STOPPING)
     if situation.cycle and life.rule.member:
         return lost_in_cycle(life)
+    if life.for_good:
+        return retire(life, life.with_group)
+    if situation.waits_for:
+        return consider(held(life, situation.waits_for), situation)
     if life.lost < LAUNCH_ATTEMPTS:
         return launch(life)
 
@@ -97,25 +104,40 @@ def _follow(
     if counts and is_exceeded(life):
         over, retired = retire(over, why := given_up(life, exit.kind))
         return over, (*retired, *escalation(over, why))
+    others = (RestartGroup(),) if counts and _concerns_others(life) else ()
     match verdict:
         case Verdict.RETIRE:
-            return retire(over, life.reason or f"{exit.kind.value} exit")
-        case Verdict.AGAIN_NOW:
+            return retire(over, _why_over(life, situation) or f"{exit.kind.value} exit")
+        case Verdict.AGAIN_NOW | Verdict.AGAIN_WITH_GROUP:
             return consider(over._replace(state=WorkerState.BACKOFF), situation)
         case Verdict.AGAIN_AFTER_CYCLE:
-            return until_its_end(over._replace(state=WorkerState.BACKOFF)), ()
+            return until_its_end(over._replace(state=WorkerState.BACKOFF)), others
         case Verdict.AGAIN_AFTER_DELAY:
             wait = pause(over, exit.luck)
             reason = f"{what_happened(life, exit.kind)}; waits {round(wait, 2):g} s"
-            state = WorkerState.BACKOFF
-            return over._replace(state=state, deadline=now + wait, due=Due.START, reason=reason), ()
+            pausing = over._replace(state=WorkerState.BACKOFF, reason=reason)
+            return pausing._replace(deadline=now + wait, due=Due.START), others
+
+
+def _why_over(life: Life, situation: Situation) -> str:
+    """Return the reason of an end; without what it waited for, if it ended by itself."""
+    if life.state in _UP and situation.stop is ShutdownMode.FAST:
+        return STOPPING
+    return life.with_group if life.state in _UP and life.with_group else life.reason
 
 
 def _counts(verdict: Verdict, life: Life, kind: ExitKind) -> bool:
     """Tell whether what follows is a restart by rule: its own failure, and nobody's wish."""
     if verdict is Verdict.AGAIN_AFTER_CYCLE:
-        return kind is not ExitKind.TERMINATED and not life.cycled
+        return kind is not ExitKind.TERMINATED and not (life.cycled or life.with_group)
     return verdict is Verdict.AGAIN_AFTER_DELAY
+
+
+def _concerns_others(life: Life) -> bool:
+    """Tell whether the restart of a member is one of its group; a launch that failed is not."""
+    rule = life.rule
+    shared = rule.group is not None and rule.strategy is not Strategy.ONE_FOR_ONE
+    return shared and life.lost < LAUNCH_ATTEMPTS
 
 
 def terminate(life: Life, reason: str, now: float) -> Plan:
@@ -179,8 +201,17 @@ def stop(life: Life, situation: Situation, now: float) -> Plan:
             return drop_and_retire(life._replace(terminate=True), life.reason or reason)
         return quit_now(life._replace(terminate=True, reason=life.reason or reason), now)
     if situation.stop is ShutdownMode.FAST:
+        if situation.ends_after and life.state in _UP and life.has_process:
+            return end_in_turn(life, reason, situation, now)
         return terminate(life, reason, now)
-    return life, ()  # SMART waits
+    return _left_alone(life), ()  # SMART waits
+
+
+def _left_alone(life: Life) -> Life:
+    """Have a member that its group would have restarted go on: nothing starts any more."""
+    if life.with_group and not life.for_good and life.state in _UP:
+        return life._replace(with_group="", reason="")
+    return life
 
 
 def deadline_passed(life: Life, situation: Situation, now: float) -> Plan:
@@ -191,15 +222,17 @@ def deadline_passed(life: Life, situation: Situation, now: float) -> Plan:
         return not_ready_in_time(life, now)
     if life.watch_at is not None and life.watch_at == life.wakes_at:
         return look_for_life(life, now)
-    return grew_old(life, now) if life.old_at is not None else (life, ())
+    return grew_old(life, situation, now) if life.old_at is not None else (life, ())
 
 
 def _due(life: Life, situation: Situation, now: float) -> Plan:
     match life.due:
         case Due.START:
             return _start_again(life, situation)
-        case Due.KILL:
+        case Due.KILL | Due.KILL_ABORTED:
             return _overdue(life, situation, now)
+        case Due.ABORT:
+            return abort(life, now)
         case Due.GIVE_UP:
             return _unkillable(life, situation)
         case None:
@@ -214,12 +247,15 @@ def _overdue(life: Life, situation: Situation, now: float) -> Plan:
     if not life.has_process:
         return drop_and_retire(life, f"{life.reason}; its launch never came up")
 
-    if situation.stop is ShutdownMode.IMMEDIATE or life.cycled:
+    if life.due is Due.KILL_ABORTED:
+        late = f"{life.trouble}; killed: SIGABRT did not end it within {KILL_TIMEOUT:g} s"
+    elif situation.stop is ShutdownMode.IMMEDIATE or life.cycled:
         late = f"killed: SIGQUIT did not end it within {KILL_TIMEOUT:g} s"
         late = f"{life.reason}; {late}" if life.cycled else late
     else:
         late = f"killed: it did not end within stop_timeout ({life.rule.stop_timeout:g} s)"
-        late = f"{life.trouble}; {late}" if life.trouble else late
+        cause = life.trouble or ("" if life.terminate else life.with_group)
+        late = f"{cause}; {late}" if cause else late
     killed = life._replace(overdue=True, deadline=now + KILL_TIMEOUT, due=Due.GIVE_UP, reason=late)
     return killed, (Signal(SIGKILL, group=True),)
 

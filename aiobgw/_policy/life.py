@@ -17,7 +17,7 @@ from ..status import ExitKind, WorkerState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What of a spec the rules depend on."""
+    """What of a spec the rules depend on; ``dumps``: it writes its stacks if it is told to."""
 
     restart: Restart = Restart.ON_FAILURE
     restart_delay: float = 1.0
@@ -32,6 +32,7 @@ class Rule:
     needs_ready: bool = False
     start_timeout: float | None = None
     watchdog: float | None = None
+    dumps: bool = False
     stop_signal: int = int(SIGTERM)
     stop_timeout: float = 10.0
     max_age: float | None = None
@@ -44,11 +45,18 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What of the supervisor the rules depend on; ``cycle``: a crash cycle is under way."""
+    """What of the supervisor the rules depend on; ``cycle``: a crash cycle is under way.
+
+    The last three are of one worker, from its group and its dependencies, as texts: what it
+    waits for before it starts, why it never can, and what it waits for before it ends.
+    """
 
     phase: Phase = Phase.RUNNING
     stop: ShutdownMode | None = None
     cycle: bool = False
+    waits_for: str = ""
+    never_starts: str = ""
+    ends_after: str = ""
 
 
 class Due(enum.Enum):
@@ -56,6 +64,8 @@ class Due(enum.Enum):
 
     START = "start"
     KILL = "kill"
+    ABORT = "abort"
+    KILL_ABORTED = "kill, as SIGABRT did not end it"
     GIVE_UP = "give up"
 
 
@@ -67,14 +77,17 @@ class Life(NamedTuple):
     its launches that reached no process, ``failures`` those whose fork
     failed.  ``overdue``: SIGKILL was sent because it did not end in time.  ``cycled``: its
     process was ended by a crash cycle that it did not begin; ``dropped``: its launch was.
+    ``with_group``: why its group has it end, also while it waits for its turn; ``for_good``: and
+    does not start it again.
 
-    ``ready`` is of this incarnation, ``healthy_since`` the moment it became so first.
+    ``ready`` is of this incarnation, ``healthy_since`` the moment it became so first;
+    ``was_ready``: some incarnation was.
     ``streak`` counts the failures since it was healthy for long enough, ``recent`` has the
     moments of its restarts by rule that the window of its intensity still holds.  ``trouble``:
     why the rules end this incarnation, as a failure.  Besides ``deadline``, which says what
     follows next (``due``), three moments may be set while it is up: ``ready_by`` (ready, or
     it counts as failed), ``watch_at`` (look for a sign of life; ``silent`` counts the looks
-    without one) and ``old_at`` (replace it).
+    without one, -1 if there was a beat since the last) and ``old_at`` (replace it).
 
     A named tuple: each decision makes a new one, in a tenth of dataclasses.replace's time.
     """
@@ -91,10 +104,13 @@ class Life(NamedTuple):
     overdue: bool = False
     cycled: bool = False
     dropped: bool = False
+    with_group: str = ""
+    for_good: bool = False
     signals: tuple[int, ...] = ()
     lost: int = 0
     failures: int = 0
     ready: bool = False
+    was_ready: bool = False
     healthy_since: float | None = None
     streak: int = 0
     recent: tuple[float, ...] = ()
@@ -110,7 +126,8 @@ class Life(NamedTuple):
     @property
     def asked(self) -> bool:
         """Tell whether its end was asked for."""
-        return self.terminate or self.restart
+        ends_with_group = self.with_group != "" and self.state is WorkerState.STOPPING
+        return self.terminate or self.restart or ends_with_group
 
     @property
     def wakes_at(self) -> float | None:
@@ -127,7 +144,8 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Consider:
-    """It was registered, or a gate may have opened: look whether it can start."""
+    """It was registered, or a gate may have opened: look whether it can start, or its
+    turn to end has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +263,14 @@ class CycleBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupEnds:
+    """Another member of its group has it end, in its turn."""
+
+    why: str
+    for_good: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StopBegan:
     """The supervisor stops, or stops more strictly; the Situation says how."""
 
@@ -273,6 +299,7 @@ Happening = (
     | RestartAsked
     | SignalAsked
     | CycleBegan
+    | GroupEnds
     | StopBegan
     | DeadlinePassed
 )
@@ -305,8 +332,18 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class Dump:
+    """Have it write its stacks, to its output and for its exit status; SIGCONT must follow."""
+
+
+@dataclass(frozen=True, slots=True)
 class BeginCycle:
     """Its end begins a crash cycle: tell all others (CycleBegan)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartGroup:
+    """Its failure concerns others of its group: have them end, in reverse order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +382,9 @@ Action = (
     | Withdraw
     | Drop
     | Signal
+    | Dump
     | BeginCycle
+    | RestartGroup
     | StopGroup
     | FailSupervisor
     | RecordUnknown

@@ -6,7 +6,7 @@ from signal import SIGCONT, SIGQUIT
 
 from ..status import WorkerState
 from .intensity import end_health
-from .life import Action, Drop, Due, Life, Retire, Rule, Signal, Withdraw
+from .life import Action, Drop, Due, Life, Retire, Rule, Signal, Situation, Withdraw
 
 KILL_TIMEOUT = 5.0
 """Seconds from SIGQUIT to SIGKILL, and from SIGKILL until a process counts as unkillable
@@ -49,6 +49,22 @@ def stopping(life: Life, now: float) -> Plan:
 def stop_signals(rule: Rule) -> tuple[Signal, ...]:
     """Return what asks a process to end; SIGCONT, since a stopped one hears nothing (s6)."""
     return Signal(rule.stop_signal), Signal(SIGCONT)
+
+
+def end_in_turn(life: Life, why: str, situation: Situation, now: float) -> Plan:
+    """Ask a process to end, once those that must end before it have."""
+    if not situation.ends_after:
+        return stopping(life._replace(reason=why), now)
+    reason = f"{why}; {situation.ends_after}"
+    return life if reason == life.reason else life._replace(reason=reason), ()
+
+
+def held(life: Life, why: str) -> Life:
+    """Have a launch that reached no target wait; the next one goes under its number."""
+    state = WorkerState.BACKOFF if life.begun else WorkerState.NOT_STARTED
+    return life._replace(
+        state=state, has_process=False, dropped=True, deadline=None, due=None, reason=why
+    )
 
 
 def fail_incarnation(life: Life, why: str, now: float) -> Plan:

@@ -22,6 +22,7 @@ from .ending import (
     stop,
     terminate,
 )
+from .groups import group_ends, look_again
 from .life import (
     Action,
     Beat,
@@ -30,6 +31,7 @@ from .life import (
     DeadlinePassed,
     Extend,
     FailSupervisor,
+    GroupEnds,
     Happening,
     HasExited,
     HasStarted,
@@ -53,7 +55,7 @@ from .life import (
 from .liveness import over_limit, said_beat
 from .moves import Plan, retire
 from .readiness import extend, said_ready, said_reloading, said_stopping, without_words
-from .starting import consider, said_hello, started
+from .starting import said_hello, started
 
 
 def plan(life: Life, happening: Happening, situation: Situation, now: float) -> Plan:
@@ -69,13 +71,15 @@ def _loss(life: Life, actions: tuple[Action, ...], situation: Situation) -> tupl
     unasked = not life.terminate and situation.stop is None
     if not (life.rule.essential and unasked) or Retire() not in actions:
         return ()
+    if any(isinstance(action, FailSupervisor) for action in actions):
+        return ()  # it escalates already
     return (FailSupervisor(f"it is essential, and has ended: {life.reason}"),)
 
 
 def _follow_rules(life: Life, happening: Happening, situation: Situation, now: float) -> Plan:
     match happening:
         case Consider():
-            return consider(life, situation)
+            return look_again(life, situation, now)
         case Hello():
             return said_hello(life, situation, now)
         case HasStarted(luck):
@@ -110,6 +114,8 @@ def _follow_rules(life: Life, happening: Happening, situation: Situation, now: f
             return signal(life, signum)
         case CycleBegan(why):
             return cycle_began(life, why, now)
+        case GroupEnds(why, for_good):
+            return group_ends(life, why, for_good, situation, now)
         case StopBegan():
             return stop(life, situation, now)
         case DeadlinePassed():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..spec import ShutdownMode
 from ..status import WorkerState
 from .life import Due, Life, Situation
+from .liveness import begin_watch
 from .moves import Plan, fail_incarnation
 
 RELOADING = "is reloading"
@@ -26,7 +27,8 @@ def became_ready(life: Life, now: float) -> Life:
     """Note that it is ready: the first time in this incarnation it also becomes healthy."""
     since = now if life.healthy_since is None else life.healthy_since
     reason = "" if life.reason == RELOADING else life.reason
-    return life._replace(ready=True, healthy_since=since, ready_by=None, reason=reason)
+    life = life._replace(ready=True, was_ready=True, healthy_since=since)
+    return begin_watch(life._replace(ready_by=None, reason=reason), now)
 
 
 def said_ready(life: Life, now: float) -> Plan:

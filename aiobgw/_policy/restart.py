@@ -23,6 +23,7 @@ class Verdict(enum.Enum):
     RETIRE = "retire"
     AGAIN_AFTER_DELAY = "again, after the delay"
     AGAIN_NOW = "again, now: it was asked for"
+    AGAIN_WITH_GROUP = "again, in its turn: its group restarts"
     AGAIN_AFTER_CYCLE = "again, at the end of the crash cycle"
 
 
@@ -80,7 +81,7 @@ def begins_cycle(life: Life, situation: Situation, *, abrupt: bool) -> bool:
 def after_exit(life: Life, kind: ExitKind, *, stopping: bool, cycle: bool = False) -> Verdict:
     """Decide what follows the exit of a worker; *cycle*: of a member, in a crash cycle."""
     match (life.rule.restart, kind):
-        case _ if life.terminate or stopping:
+        case _ if life.terminate or life.for_good or stopping:
             return Verdict.RETIRE
         case (Restart.NEVER, _) if cycle:
             # PostgreSQL forgets them, asked to restart or not: their arguments may name
@@ -92,5 +93,7 @@ def after_exit(life: Life, kind: ExitKind, *, stopping: bool, cycle: bool = Fals
             return Verdict.RETIRE
         case _ if cycle:
             return Verdict.AGAIN_AFTER_CYCLE
+        case _ if life.with_group:
+            return Verdict.AGAIN_WITH_GROUP
         case _:
             return Verdict.AGAIN_AFTER_DELAY

@@ -7,7 +7,8 @@ from signal import SIGKILL, SIGQUIT
 from ..spec import ShutdownMode
 from ..status import WorkerState
 from .life import Launch, Life, Signal, Situation
-from .moves import WAITING, Plan, stop_signals
+from .liveness import old_at
+from .moves import WAITING, Plan, retire, stop_signals
 from .phases import gate_open, gate_reason
 from .readiness import became_ready, start_clock
 
@@ -17,11 +18,18 @@ def consider(life: Life, situation: Situation) -> Plan:
     if life.state not in WAITING or life.due is not None:
         return life, ()
     if not gate_open(life, situation):
-        return life._replace(reason=gate_reason(life, situation)), ()
+        return _wait(life, gate_reason(life, situation)), ()
+    if situation.never_starts:
+        return retire(life, situation.never_starts)
     made_before = life.failures or life.dropped  # and counted then
-    intended = life.restart or life.cycled
+    intended = life.restart or life.cycled or life.with_group
     by_rule = life.state is WorkerState.BACKOFF and not (made_before or intended)
-    return launch(life, restarts=life.restarts + by_rule)
+    return launch(life, restarts=life.restarts + bool(by_rule))
+
+
+def _wait(life: Life, reason: str) -> Life:
+    """Say what it waits for; no change is none."""
+    return life if life.reason == reason else life._replace(reason=reason)
 
 
 def launch(life: Life, *, restarts: int | None = None) -> Plan:
@@ -35,6 +43,7 @@ def launch(life: Life, *, restarts: int | None = None) -> Plan:
         restart=False,
         overdue=False,
         cycled=False,
+        with_group="",
         dropped=False,
         trouble="",
         signals=life.signals if again else (),
@@ -61,5 +70,5 @@ def started(life: Life, luck: float, now: float) -> Plan:
     life = life._replace(begun=True, failures=0, lost=0)
     if life.state is not WorkerState.STARTING:
         return life, ()
-    up = life._replace(state=WorkerState.RUNNING)
+    up = life._replace(state=WorkerState.RUNNING, old_at=old_at(life.rule, luck, now))
     return (up if life.rule.needs_ready and not life.ready else became_ready(up, now)), ()

@@ -36,8 +36,7 @@ WARM_UPS = 24
 """More than the 8 to 16 runs after which CPython specialises code."""
 
 END_TIMEOUT_MS = 2_000
-CGROUP_TIMEOUT = 0.5
-"""Less than a supervisor that is abandoned waits for its zygote."""
+CGROUP_TIMEOUT = 2.0
 
 BLOCKED = (
     signal.SIGTERM,

@@ -1,9 +1,16 @@
 """Runs in the supervisor, inside the event loop of its host.
 
 ``loop`` gathers what happened, has the rules (``_policy``) decide, and ``effects`` perform what
-they decided; ``registry`` is the private truth, from which the board is written; ``supervisor``
-is the public face; ``starting`` and ``closing`` are how it comes and goes; ``cycle`` takes members
-through a crash; ``census`` knows what open supervisors hold, for tests that look for leaks.
+they decided; ``registry`` is the private truth, from which the board is written; ``entry`` is
+the way into it; ``supervisor`` is the public face; ``booting``, ``starting`` and ``closing`` are
+how it comes and goes; ``cycle`` takes members through a crash, ``groups`` tells the rules of a
+worker's group and dependencies; ``census`` knows what open supervisors hold, for tests that look
+for leaks.
+
+Who watches workers: ``signs`` (``notify`` for sd_notify, ``notification`` for s6, ``probes`` with
+``connecting`` and ``program``) hears and looks whether they are ready, ``memory`` looks at what
+they use, ``stacks`` keeps what a stuck one wrote down, ``cgroups`` holds the cgroups of those that
+have one.  All of that belongs to a launch, and ends with it.
 
 What others reach is ``outside``: the board; ``instance`` (the runtime directory and its lock);
 ``control`` (who connects), ``access`` (who may what), ``peers`` (what each may ask), ``outbox``

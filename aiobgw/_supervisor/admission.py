@@ -11,6 +11,7 @@ from .._ipc.record import INLINE_BYTES
 from .._spec_options import read_options
 from ..errors import AccessDenied, InvalidSpec, PayloadTooLarge
 from ..spec import CrashScope, Flags, Phase, Restart, WorkerSpec
+from .entry import admit_packed
 
 if TYPE_CHECKING:
     from .core import Core
@@ -45,7 +46,7 @@ def admit(core: Core, message: requests.Register, fds: list[int], *, own: bool) 
     if spec.latches and not own:
         raise AccessDenied("latches are shared among processes of one user only")
     _check_payload(message.payload, fds, core.settings.max_payload)
-    worker = core.admit_packed(spec, message.payload, tuple(fds))
+    worker = admit_packed(core, spec, message.payload, tuple(fds))
     fds.clear()
     return worker
 

@@ -43,8 +43,12 @@ def zygote_pid(core: Core) -> int | None:
 
 def descriptors(core: Core) -> set[int]:
     """Return every descriptor that it holds."""
-    found = {*core.outside.descriptors(), *core.signs.descriptors()}
-    found.update(core.cgroups.descriptors(), _of_workers(core))
+    found = {
+        *core.outside.descriptors(),
+        *core.cgroups.descriptors(),
+        *core.signs.descriptors(),
+        *_of_workers(core),
+    }
     if core.launcher is not None:
         found.update(core.launcher.descriptors())
     if core.outside.board_fd >= 0:
@@ -57,6 +61,8 @@ def _of_workers(core: Core) -> Iterator[int]:
         yield from worker.fds
         if worker.client_end is not None:
             yield worker.client_end.fd
+        if worker.stacks is not None:
+            yield worker.stacks.fd
 
 
 def _copies(fd: int) -> Iterator[int]:

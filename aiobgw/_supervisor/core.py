@@ -15,13 +15,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from .._client.changes import Changes
 from .._ipc import forks
-from .._ipc.record import INLINE_BYTES, check_size, pack_arguments, payload_memfd, spec_fields
 from .._ipc.verbs import Verb
-from .._names import is_of_main, main_module
 from .._policy import life as happenings
 from .._policy.phases import stricter
 from .._process import events as process
@@ -29,14 +26,13 @@ from .._process import probe
 from .._process.launcher import Launcher
 from .._process.seam import LauncherSeam
 from ..errors import (
-    InvalidSpec,
     ShuttingDown,
     SupervisorDied,
     SupervisorFailed,
     WrongProcess,
 )
 from ..settings import Settings
-from ..spec import Flags, Phase, ShutdownMode, WorkerSpec
+from ..spec import Flags, Phase, ShutdownMode
 from ..status import (
     Closed,
     PhaseChanged,
@@ -49,7 +45,7 @@ from .booting import boot_of
 from .cgroups import Cgroups
 from .closing import Closing
 from .cycle import Cycle
-from .effects import Effects, duplicate
+from .effects import Effects
 from .groups import Groups
 from .loop import Loop
 from .news import News
@@ -129,57 +125,7 @@ class Core:
         if self.stage is Stage.ABANDONED:
             raise SupervisorDied(f"supervisor {self.settings.name!r} was abandoned")
 
-    # Registration.
-
-    def admit(self, spec: WorkerSpec) -> RegisteredWorker:
-        """Give *spec* a slot; raises what refuses it, with nothing used up."""
-        if not isinstance(spec, WorkerSpec):
-            raise InvalidSpec(f"a WorkerSpec is wanted, not {spec!r}")
-        self._check(spec)
-        payload = pack_arguments(spec, self.settings.max_payload)
-        fds: tuple[int, ...] = ()
-        if len(payload) > INLINE_BYTES:
-            fds = (payload_memfd(payload),)
-        try:
-            fds += duplicate([latch.fileno() for latch in spec.latches.values()])
-        except OSError:
-            for fd in fds:
-                os.close(fd)
-            raise
-        inline = payload if len(payload) <= INLINE_BYTES else None
-        return self._enter(spec, spec_fields(spec, payload), inline, fds)
-
-    def admit_packed(
-        self, spec: WorkerSpec, payload: bytes | None, fds: tuple[int, ...]
-    ) -> RegisteredWorker:
-        """Give a client's spec a slot; owns *fds* (arguments in a memfd, latches) then."""
-        self._check(spec)
-        check_size(spec)
-        return self._enter(spec, spec_fields(spec, b""), payload, fds)
-
-    def _check(self, spec: WorkerSpec) -> None:
-        if int(spec.flags) & DATABASE_CONNECTION and self.settings.connector is None:
-            raise InvalidSpec(
-                f"worker {spec.name!r}: flags: this supervisor has no connector",
-                hint="Supervisor(connector='package.module:function')",
-            )
-        self.cgroups.check(spec)
-        self.registry.check(spec)
-
-    def _enter(
-        self,
-        spec: WorkerSpec,
-        fields: dict[str, Any],
-        payload: bytes | None,
-        fds: tuple[int, ...],
-    ) -> RegisteredWorker:
-        connects = int(spec.flags) & DATABASE_CONNECTION
-        if connects and fields["main"] is None and is_of_main(str(self.settings.connector)):
-            fields["main"] = main_module(spec.name, "the connector")
-        worker = self.registry.admit(spec, fields, payload, fds)
-        self.outside.publish(worker)
-        self.news.registered(worker)
-        return worker
+    # Requests.
 
     def ask(self, worker: RegisteredWorker, verb: Verb, argument: int) -> None:
         """Pass on what somebody asks of a worker."""
@@ -231,6 +177,7 @@ class Core:
             self.outside,
             self.cgroups,
             begin_cycle=self.cycle.begin,
+            restart_group=self.groups.restart,
             stop_group=self.groups.stop,
             fail=self.fail,
             signs=self.signs,
@@ -245,6 +192,8 @@ class Core:
             signs=self.signs,
             hear=self.outside.hear,
             publish=self.outside.publish,
+            ask_others=self.groups.situation,
+            tell_others=self.groups.changed,
             after_turn=self._after_turn,
         )
         self.signs.attach(self.loop, self.launcher, self.effects.probe_order)

@@ -27,12 +27,16 @@ from ..status import ExitKind, ExitStatus
 from .cgroups import Cgroups
 from .outside import Outside
 from .registry import RegisteredWorker, Registry
+from .stacks import Stacks
 
 if TYPE_CHECKING:
     from .signs import Signs
 
 SHMEM_ACCESS = int(Flags.SHMEM_ACCESS)
 DATABASE_CONNECTION = int(Flags.DATABASE_CONNECTION)
+
+UNHEARD = (signal.SIGCONT, signal.SIGABRT)
+"""What no Python code hears: nothing has to be poked for them, and a poke would end a wait in C."""
 
 POKE_AFTER = 0.1
 POKES = 3
@@ -53,6 +57,7 @@ class Effects:
         cgroups: Cgroups,
         *,
         begin_cycle: Callable[[RegisteredWorker], None],
+        restart_group: Callable[[RegisteredWorker], None],
         stop_group: Callable[[RegisteredWorker, str], None],
         fail: Callable[[str, WorkerFailed | None], None],
         signs: Signs,
@@ -65,6 +70,7 @@ class Effects:
         self._outside = outside
         self._cgroups = cgroups
         self._begin_cycle = begin_cycle
+        self._restart_group = restart_group
         self._stop_group = stop_group
         self._fail = fail
         self._signs = signs
@@ -84,10 +90,15 @@ class Effects:
                 if worker.launch is not None:
                     self._launcher.drop(worker.launch)
                     worker.launch = None
+                    self.leave_cgroup(worker)
             case actions.Signal(signum, group):
                 self._signal(worker, signum, group)
+            case actions.Dump():
+                self._dump(worker)
             case actions.BeginCycle():
                 self._begin_cycle(worker)
+            case actions.RestartGroup():
+                self._restart_group(worker)
             case actions.StopGroup(why):
                 self._stop_group(worker, why)
             case actions.FailSupervisor(why):
@@ -107,6 +118,9 @@ class Effects:
         worker.farewell = None
         worker.says = ""
         worker.close_client_end()
+        worker.close_stacks()
+        if worker.life.rule.dumps:
+            worker.stacks = Stacks()
         if worker.fields["flags"] & SHMEM_ACCESS and worker.spec.command is None:
             worker.client_end = self._outside.channel_for(worker.spec.name)
         worker.launch = self._launcher.launch(self._order(worker), worker)
@@ -118,6 +132,7 @@ class Effects:
     def _order(self, worker: RegisteredWorker) -> Order:
         flags = worker.fields["flags"]
         client = () if worker.client_end is None else (worker.client_end.fd,)
+        stacks = () if worker.stacks is None else (worker.stacks.fd,)
         cgroup = self._cgroups.make(worker)
         entrance = () if worker.cgroup is None else (worker.cgroup.entrance,)
         data = protocol.pack_order(
@@ -130,17 +145,19 @@ class Effects:
                 "spec": worker.fields,
                 "payload": worker.payload,
                 "client": bool(client),
+                "stacks": bool(stacks),
                 "latches": list(worker.spec.latches),
                 "connector": self._connector if flags & DATABASE_CONNECTION else None,
                 "cgroup": cgroup,
                 "environ": self._signs.environ(worker),
             }
         )
-        # Order of descriptors, which the worker takes in turn: arguments, channel, cgroup,
-        # notification, latches.
+        # Order of descriptors, which the worker takes in turn: arguments, channel, stacks,
+        # cgroup, notification, latches.
         in_memfd = 1 if worker.payload is None else 0
         pipe = self._signs.open_pipe(worker)
-        fds = (*worker.fds[:in_memfd], *client, *entrance, *pipe, *worker.fds[in_memfd:])
+        brought = (*client, *stacks, *entrance, *pipe)
+        fds = (*worker.fds[:in_memfd], *brought, *worker.fds[in_memfd:])
         kind = worker.spec.loop if worker.is_async else "plain"
         return Order(data, fds, worker.spec.command is not None, kind, worker.cgroup)
 
@@ -157,6 +174,7 @@ class Effects:
                 "spec": dict(worker.fields, name=name, command=True, target=None),
                 "payload": os.fsencode("\0".join(worker.spec.probe or ())),
                 "client": False,
+                "stacks": False,
                 "latches": [],
                 "connector": None,
                 "cgroup": None,
@@ -173,10 +191,20 @@ class Effects:
                 worker.launch.kill_group()
             else:
                 worker.launch.signal(signum)
-                if worker.spec.command is None and signum != signal.SIGCONT:
+                if worker.spec.command is None and signum not in UNHEARD:
                     self._poke_later(worker.launch, POKES)
         except OSError as error:
             log.error("worker %s: signal %d: %s", worker.spec.name, signum, error)
+
+    def _dump(self, worker: RegisteredWorker) -> None:
+        """Have it write its stacks twice; SIGCONT, which the rules send next, sets it going.
+
+        Race: a signal ends some waits, and an end of the wait may end the worker.  So it is
+        stopped until both are there: both show the same, and neither is missing.
+        """
+        if worker.launch is not None:
+            for signum in (signal.SIGSTOP, *protocol.DUMP_SIGNALS):
+                worker.launch.signal(signum)
 
     def _poke_later(self, launch: Launch, times: int) -> None:
         """Have a wait of its main thread ended, if it still runs in a moment.
@@ -215,16 +243,3 @@ def _failure_of(worker: RegisteredWorker) -> WorkerFailed | None:
     """Return how it failed last, with its traceback; None if it did not."""
     exit = worker.exit
     return None if exit is None or exit.ok else WorkerFailed(worker.spec.name, exit)
-
-
-def duplicate(fds: list[int]) -> tuple[int, ...]:
-    """Copy descriptors of the registrant, which stay its own; all or none."""
-    copies: list[int] = []
-    try:
-        for fd in fds:
-            copies.append(os.dup(fd))
-    except OSError:
-        for fd in copies:
-            os.close(fd)
-        raise
-    return tuple(copies)

@@ -19,6 +19,7 @@ from .._policy import life as happenings
 from .._policy.clock import Clock
 from .._policy.deadlines import Deadlines
 from .._policy.life import Action, Happening, Life, Situation
+from .._policy.liveness import is_unseen
 from .._policy.plan import plan
 from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
@@ -28,6 +29,7 @@ from ..spec import Readiness
 from ..status import ExitKind, ExitStatus
 from .clock import Alarm, GoingOn, SystemClock
 from .effects import Effects
+from .memory import Memory
 from .news import News
 from .registry import RegisteredWorker, Registry
 
@@ -54,6 +56,8 @@ class Loop:
         signs: Signs,
         hear: Callable[[], None],
         publish: Callable[[RegisteredWorker], None],
+        ask_others: Callable[[RegisteredWorker, Happening, Situation], Situation],
+        tell_others: Callable[[RegisteredWorker], None],
         after_turn: Callable[[], None],
     ) -> None:
         self.situation = Situation()
@@ -65,6 +69,8 @@ class Loop:
         self._signs = signs
         self._hear = hear
         self._publish = publish
+        self._ask_others = ask_others
+        self._tell_others = tell_others
         self._after_turn = after_turn
         self._deadlines = Deadlines()
         self._left: list[tuple[RegisteredWorker, Action]] = []
@@ -76,6 +82,7 @@ class Loop:
         self._clock = clock or real
         self._deadline_alarm = Alarm(self._clock, self.turn)
         self._watcher_alarm = Alarm(real, self.turn)
+        self._memory = Memory(launcher.watcher, self.post)
         self._open = True
         self._host.add_reader(launcher.watcher.epoll.fileno(), self.turn)
 
@@ -84,6 +91,10 @@ class Loop:
         self._requests.append((worker, happening))
         if not self._turning:
             self._turn(gather=False)
+
+    def at_once(self, worker: RegisteredWorker, happening: Happening) -> None:
+        """Take a request ahead of what else there is; within a turn, for another worker."""
+        self._guarded(self._decide, worker, happening)
 
     def post_all(self, happening: Happening) -> None:
         """Take the same request for every worker, in the order of their registration."""
@@ -104,7 +115,8 @@ class Loop:
     def _turn(self, *, gather: bool) -> None:
         self._turning = True
         try:
-            happened = self._launcher.gather() if gather else []
+            # Race: what is due now must not come ahead of a beat that is there.
+            happened = self._launcher.gather() if gather or self._is_due() else []
             while True:
                 happened += self._launcher.take()
                 for event in happened:
@@ -122,6 +134,10 @@ class Loop:
         finally:
             self._turning = False
             self._set_timer()
+
+    def _is_due(self) -> bool:
+        first = self._deadlines.first()
+        return first is not None and first <= self._clock.now()
 
     def _take_requests(self) -> None:
         while self._requests:
@@ -168,17 +184,21 @@ class Loop:
         """Have the rules decide, perform it, and tell those who want to know."""
         now = self._clock.now()
         before = worker.life
+        situation = self._ask_others(worker, happening, self.situation)
         pending: list[Happening] = [happening]
         while pending:
-            life, actions = plan(worker.life, pending.pop(0), self.situation, now)
+            life, actions = plan(worker.life, pending.pop(0), situation, now)
             worker.life = life
             for action in actions:
                 led_to = self._perform(worker, action)
                 if led_to is not None:
                     pending.append(led_to)
         self._deadlines.set(worker.slot, worker.life.wakes_at)
-        if worker.life is not before:
+        if worker.life is not before and not self._is_unseen(before, worker.life):
             self._changed(worker, before, now)
+
+    def _is_unseen(self, before: Life, life: Life) -> bool:
+        return life.watch_at is not None and is_unseen(before, life)
 
     def _changed(self, worker: RegisteredWorker, before: Life, now: float) -> None:
         """Note a change.
@@ -191,6 +211,7 @@ class Loop:
         worker.plan_next_start(now)
         self._news.changed(worker, before)
         self._signs.follow(worker)
+        self._tell_others(worker)
         self._dirty[worker] = None
 
     def note(self, worker: RegisteredWorker) -> None:
@@ -225,6 +246,7 @@ class Loop:
                 if worker.cgroup is not None:
                     worker.cgroup.entered()
                 self._registry.set_pid(worker, pid)
+                self._memory.watch(worker)
                 self._decide(worker, happenings.Hello())
             case process.Said(_, frame):
                 self._on_frame(worker, frame)
@@ -250,6 +272,8 @@ class Loop:
                 case protocol.READY:
                     if worker.spec.ready is not Readiness.PROBE:
                         self._decide(worker, happenings.SaidReady())
+                case protocol.BEAT:
+                    self._decide(worker, happenings.Beat())
                 case protocol.FAREWELL:
                     worker.farewell = protocol.read_coded(frame)
                 case other:
@@ -264,6 +288,7 @@ class Loop:
     def _without_process(self, worker: RegisteredWorker) -> None:
         worker.launch = None
         self._effects.leave_cgroup(worker)
+        worker.close_stacks()
         self._registry.set_pid(worker, None)
 
     def _on_exit(self, worker: RegisteredWorker, status: int | None, failure: str | None) -> None:
@@ -273,7 +298,9 @@ class Loop:
         level = logging.DEBUG if exit.ok else logging.WARNING
         log.log(level, "worker %s (%s): %s", worker.spec.name, worker.spec.type, exit)
         self._news.exited(worker)
-        abrupt = is_abrupt(signal=exit.signal, farewell=worker.farewell is not None)
+        # Whoever says why it cannot begin has begun nothing, and left nothing in mid-work.
+        farewell = worker.farewell is not None or failure is not None
+        abrupt = is_abrupt(signal=exit.signal, farewell=farewell)
         self._decide(worker, happenings.HasExited(exit.kind, abrupt, random()))
 
     def _exit_status(
@@ -286,7 +313,7 @@ class Loop:
         kind = exit_kind(
             code=code,
             signal=signal,
-            farewell=worker.farewell is not None,
+            farewell=worker.farewell is not None or failure is not None,
             command=worker.spec.command is not None,
             asked=life.asked,
             overdue=life.overdue,
@@ -296,6 +323,8 @@ class Loop:
         )
         by_us = life.asked or life.overdue or life.trouble or kind is ExitKind.TERMINATED
         text = worker.farewell[1] if worker.farewell is not None else failure
+        if worker.stacks is not None and (signal is not None or life.trouble):
+            text = "\n\n".join(filter(None, (text, worker.stacks.read())))
         return ExitStatus(
             incarnation=life.incarnation,
             kind=kind,

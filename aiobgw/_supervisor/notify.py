@@ -2,7 +2,7 @@
 
 One datagram socket for all workers, made when the first one needs it.  Its address is abstract:
 no file to make, to protect and to leave behind, and workers of other users, or in another root,
-reach it as well (those in another network namespace do not).  Rule S3 forbids that for
+reach it as well (those in another network namespace do not).  That would be wrong for
 the control socket, where connecting is the way to ask for things.  Here nothing can be asked for,
 and no datagram counts because it arrived: each one comes with the credentials of its sender,
 which the kernel has checked (SCM_CREDENTIALS, and SCM_PIDFD since Linux 6.5), and counts for
@@ -197,7 +197,9 @@ class NotifySocket:
         """Pass on what a worker says; refuse what nobody was asked to say."""
         try:
             why = _refusal(datagram, worker)
-            if why:
+            if worker is None and self._registry.was_worker(datagram.pid):
+                log.debug("the last words of pid %d came after its end", datagram.pid)
+            elif why:
                 self.audit.refused(datagram.pid, datagram.uid, why)
             elif worker is not None:
                 self._tell(worker, parse(datagram.data), datagram.pid)

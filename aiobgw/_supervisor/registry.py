@@ -23,6 +23,7 @@ from .._process.events import Launch
 from ..errors import AlreadyRegistered, NoFreeSlot, TooManyParallelWorkers
 from ..spec import CrashScope, Flags, Readiness, Strategy, WorkerSpec
 from ..status import ExitStatus, WorkerState, WorkerStatus
+from .stacks import Stacks
 
 START_TIMEOUT = 90.0
 """Seconds for those who need to become ready and say nothing else (systemd's default)."""
@@ -53,6 +54,7 @@ class RegisteredWorker:
         "says",
         "slot",
         "spec",
+        "stacks",
         "started_at",
     )
 
@@ -84,6 +86,7 @@ class RegisteredWorker:
         self.changes = Changes()
         self.client_end: Channel | None = None
         self.cgroup: Cgroup | None = None
+        self.stacks: Stacks | None = None
 
     @property
     def exit(self) -> ExitStatus | None:
@@ -138,9 +141,16 @@ class RegisteredWorker:
             self.client_end.close()
             self.client_end = None
 
+    def close_stacks(self) -> None:
+        """Let go of what an incarnation has written of its stacks."""
+        if self.stacks is not None:
+            self.stacks.close()
+            self.stacks = None
+
     def release(self) -> None:
         """Give back the descriptors of its spec, and the bytes of its arguments."""
         self.close_client_end()
+        self.close_stacks()
         for fd in self.fds:
             os.close(fd)
         self.fds = ()
@@ -168,6 +178,7 @@ def rule_of(spec: WorkerSpec, groups: Mapping[str, Strategy]) -> Rule:
         needs_ready=needs_ready,
         start_timeout=start_timeout,
         watchdog=spec.watchdog,
+        dumps=spec.watchdog is not None and spec.command is None,
         stop_signal=spec.stop_signal,
         stop_timeout=spec.stop_timeout,
         max_age=spec.max_age,
@@ -195,7 +206,9 @@ class Registry:
         self._workers: dict[int, RegisteredWorker] = {}
         self._names: dict[str, list[RegisteredWorker]] = {}
         self._pids: dict[int, RegisteredWorker] = {}
+        self._old_pids: deque[int] = deque(maxlen=LAST_KEPT)
         self._last: dict[tuple[int, int], WorkerStatus] = {}
+        self._ended: dict[str, WorkerStatus] = {}
 
     def check(self, spec: WorkerSpec) -> None:
         """Raise what would refuse *spec* now; uses nothing up."""
@@ -241,10 +254,17 @@ class Registry:
         self._remember(worker)
 
     def _remember(self, worker: RegisteredWorker) -> None:
-        """Keep the last status for clients that ask late, LAST_KEPT of them."""
-        self._last[worker.slot, worker.generation] = worker.status()
+        """Keep the last status for clients that ask late, and of each name for those that
+        depend on it; LAST_KEPT of them."""
+        status = worker.status()
+        self._last[worker.slot, worker.generation] = status
         if len(self._last) > LAST_KEPT:
             del self._last[next(iter(self._last))]
+        same_name = self._ended.pop(status.name, status)
+        newer = status if status.generation >= same_name.generation else same_name
+        self._ended[status.name] = newer
+        if len(self._ended) > LAST_KEPT:
+            del self._ended[next(iter(self._ended))]
 
     def last_words(self, slot: int, generation: int) -> WorkerStatus:
         """Return the last status of a worker that is over, or what can still be said of it."""
@@ -257,12 +277,21 @@ class Registry:
             reason="over; how it ended is forgotten",
         )
 
+    def ended(self, name: str) -> WorkerStatus | None:
+        """Return the last status of the newest worker of that name that is over."""
+        return self._ended.get(name)
+
     def set_pid(self, worker: RegisteredWorker, pid: int | None) -> None:
         if worker.pid is not None and self._pids.get(worker.pid) is worker:
             del self._pids[worker.pid]
+            self._old_pids.append(worker.pid)
         worker.pid = pid
         if pid is not None:
             self._pids[pid] = worker
+
+    def was_worker(self, pid: int) -> bool:
+        """Tell whether a worker that ended not long ago had this pid."""
+        return pid in self._old_pids
 
     def at(self, slot: int) -> RegisteredWorker | None:
         return self._workers.get(slot)
@@ -271,6 +300,10 @@ class Registry:
         """Return the last one that was registered under *name* and holds a slot."""
         same_name = self._names.get(name)
         return same_name[-1] if same_name else None
+
+    def named(self, name: str) -> list[RegisteredWorker]:
+        """Return all of that name, the first registered first."""
+        return list(self._names.get(name, ()))
 
     def by_pid(self, pid: int) -> RegisteredWorker | None:
         return self._pids.get(pid)

@@ -20,6 +20,7 @@ from ..errors import SupervisorDied, SupervisorFailed
 from ..settings import Settings
 from ..spec import Phase, ShutdownMode, WorkerSpec
 from ..status import ExitStatus, SupervisorStatus, WorkerStatus
+from . import entry
 from .core import Core, Stage
 from .registry import RegisteredWorker
 from .starting import start
@@ -123,7 +124,8 @@ class Supervisor:
 
         A later call with a stricter mode hastens a stop, one with a weaker mode waits for the
         same end.  Cancelling the call leaves the stop going on.  FAST and IMMEDIATE are
-        bounded by the workers' ``stop_timeout`` and 5 s more; SMART waits for the workers.
+        bounded by the workers' ``stop_timeout`` and 5 s more (FAST: by their sum along a group
+        and what depends on it, the longest of all); SMART waits for the workers.
         """
         core = self._core
         core.check()
@@ -176,7 +178,7 @@ class Supervisor:
         core.check()
         if core.stage is not Stage.NEW:
             raise RuntimeError("add() is for the time before the start: await register()")
-        return self._handle(core.admit(spec))
+        return self._handle(entry.admit(core, spec))
 
     async def register(self, spec: WorkerSpec) -> WorkerHandle:
         """Register a worker, to be started as soon as its gate is open.
@@ -192,7 +194,7 @@ class Supervisor:
         began = time.monotonic()
         core = self._core
         core.check_open()
-        worker = core.admit(spec)
+        worker = entry.admit(core, spec)
         core.consider(worker)
         self._held += time.monotonic() - began
         return self._handle(worker)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..spec import WorkerSpec
     from ..status import SupervisorStatus
+    from .beats import Beats
     from .connection import Database
     from .interrupt import Interruptible
 
@@ -69,6 +70,7 @@ class CurrentWorker:
         self.epoch: int = order["epoch"]
         self.latches = latches
         self.database: Database | None = None
+        self.beats: Beats | None = None
         self.stop_requested = False
 
     @property
@@ -107,6 +109,15 @@ class CurrentWorker:
         Means nothing unless the spec says ``ready=Readiness.NOTIFY``.
         """
         self._say(launch.ready())
+
+    def beat(self) -> None:
+        """Give a sign of life; does nothing unless the spec has a ``watchdog``.
+
+        A plain target with a watchdog must call it at least that often, from any thread; an
+        async one need not: its event loop does.  Cheap, also in a tight loop, and never waits.
+        """
+        if self.beats is not None:
+            self.beats.beat()
 
     @property
     def connection(self) -> Any:

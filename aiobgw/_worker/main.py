@@ -12,8 +12,10 @@ from .._ipc.channel import Channel
 from .._ipc.latch import Latch
 from ..errors import Terminated
 from . import connection, context, target
+from .beats import Beats
 from .notification import give
 from .signals import Handlers, restore_defaults
+from .stacks import show_stacks
 from .title import set_title
 
 TYPE_CHECKING = False
@@ -94,6 +96,7 @@ _REHEARSALS: list[dict[str, Any]] = [
         },
         "payload": dumps(((), {})),
         "client": False,
+        "stacks": False,
         "latches": [],
         "connector": None,
         "cgroup": None,
@@ -124,6 +127,8 @@ def _carry_out(
     fields = order["spec"]
     payload = _payload(order, fds)
     client_fd = fds.pop(0) if order["client"] else -1
+    if order["stacks"]:
+        show_stacks(fds.pop(0))
     entrance = fds.pop(0) if order["cgroup"] == "" else -1
     number = fields["options"].get("notification_fd")
     notification = None if number is None else (fds.pop(0), number)
@@ -138,6 +143,8 @@ def _carry_out(
     worker = context.CurrentWorker(order, channel, latches, client_fd)
     if order["connector"] is not None:
         worker.database = connection.Database(worker, order["connector"])
+    if "watchdog" in fields["options"]:
+        worker.beats = Beats(channel, fields["options"]["watchdog"])
     context.become(worker)
     handlers = Handlers(worker, rehearsal=rehearsal, keep_core="core" in _rlimits(fields))
     handlers.install()
@@ -313,10 +320,9 @@ def _become(order: dict[str, Any], entrance: int, channel: Channel, lifeline: in
             from .identity import become
 
             become(order, entrance, lifeline)
-        if order["environ"]:
-            os.environ.update(order["environ"])
-            if "WATCHDOG_USEC" in order["environ"]:
-                os.environ["WATCHDOG_PID"] = str(os.getpid())
+        os.environ.update(order["environ"])
+        if "WATCHDOG_USEC" in order["environ"]:
+            os.environ["WATCHDOG_PID"] = str(os.getpid())
     except BaseException as error:
         _fail(channel, str(error) if type(error).__name__ == "Refused" else repr(error))
 

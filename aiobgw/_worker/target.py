@@ -121,6 +121,8 @@ async def _main(worker: CurrentWorker, begin: Callable[[], Any], handlers: Handl
     try:
         if worker.database is not None:
             await worker.database.open_async()
+        if worker.beats is not None:
+            worker.beats.come_from(loop)
         await begin()
     finally:
         # The loop gives its handlers back, which leaves SIGTERM deadly: it is over anyway.

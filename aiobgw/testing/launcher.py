@@ -215,6 +215,10 @@ class FakeProcess:
         self.start()
         self._tell(events.Said(self._launch, protocol.ready()))
 
+    def beat(self) -> None:
+        """Give a sign of life, for the watchdog of its spec: a fake one gives none by itself."""
+        self._tell(events.Said(self._launch, protocol.beat()))
+
     def finish(self) -> None:
         """Return from the target: exit 0, with a farewell."""
         self.start()
@@ -250,7 +254,7 @@ class FakeProcess:
         return True
 
     def _is_fatal(self, signum: int) -> bool:
-        if signum in (signal.SIGTERM, signal.SIGQUIT):
+        if signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT):
             return True
         return self._launch.order.command and signum in _FATAL_TO_COMMANDS
 

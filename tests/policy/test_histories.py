@@ -13,11 +13,14 @@ import pytest
 from aiobgw._policy.deadlines import Deadlines
 from aiobgw._policy.life import (
     Action,
+    Beat,
     BeginCycle,
     Consider,
     CycleBegan,
     DeadlinePassed,
     Drop,
+    Extend,
+    FailSupervisor,
     GiveUp,
     Happening,
     HasExited,
@@ -28,21 +31,26 @@ from aiobgw._policy.life import (
     LaunchFailed,
     LaunchLost,
     Life,
+    OverLimit,
     RecordUnknown,
     RestartAsked,
     Retire,
     Rule,
+    SaidReady,
+    SaidReloading,
+    SaidStopping,
     Signal,
     SignalAsked,
     Situation,
     StopBegan,
+    StopGroup,
     TerminateAsked,
     Withdraw,
     Withdrawn,
 )
 from aiobgw._policy.phases import gate_open, stricter
 from aiobgw._policy.plan import plan
-from aiobgw.spec import Phase, Restart, ShutdownMode
+from aiobgw.spec import Escalate, Phase, Restart, ShutdownMode
 from aiobgw.status import ExitKind, WorkerState
 
 CHUNKS, CHUNK = 40, 75
@@ -51,6 +59,7 @@ SLOTS = 4
 
 STOPPED = WorkerState.STOPPED
 WAITING = (WorkerState.NOT_STARTED, WorkerState.BACKOFF)
+UP = (WorkerState.STARTING, WorkerState.RUNNING)
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +110,7 @@ class History:
     deadlines: Deadlines = field(default_factory=Deadlines)
     requests: deque[tuple[Tenant, Happening]] = field(default_factory=deque)
     cycles: int = 0
+    failures: int = 0
     log: deque[str] = field(default_factory=lambda: deque(maxlen=25))
 
     # The supervisor: as _supervisor.loop does it.
@@ -119,11 +129,12 @@ class History:
             assert tenant.life.restarts >= before.restarts, "restarts were forgotten"
             for action in actions:
                 pending += self.perform(tenant, action)
-        self.deadlines.set(tenant.slot, tenant.life.deadline)
+        self.deadlines.set(tenant.slot, tenant.life.wakes_at)
         tenant.waiter_ended = tenant.life.state is STOPPED
 
     def perform(self, tenant: Tenant, action: Action) -> list[Happening]:
-        assert not tenant.freed, f"{action} for a slot that was freed"
+        others = isinstance(action, (StopGroup, FailSupervisor))
+        assert not tenant.freed or others, f"{action} for a slot that was freed"
         match action:
             case Launch():
                 self.launch(tenant)
@@ -138,6 +149,10 @@ class History:
                 self.signal(tenant, signum, group)
             case BeginCycle():
                 self.begin_cycle(tenant)
+            case StopGroup():
+                self.stop_group(tenant)
+            case FailSupervisor():
+                self.fail()
             case RecordUnknown():
                 assert tenant.attempt is None, "an unknown exit of what is still there"
             case GiveUp():
@@ -176,6 +191,18 @@ class History:
         del self.tenants[tenant.slot]
         self.free.append(tenant.slot)
 
+    def stop_group(self, tenant: Tenant) -> None:
+        assert tenant.freed, "it ends its group first"
+        for other in self.tenants.values():
+            if other.life.rule.group == tenant.life.rule.group:
+                self.requests.append((other, TerminateAsked()))
+
+    def fail(self) -> None:
+        assert self.situation.stop is None, "a failure in a stop"
+        self.failures += 1
+        self.situation = replace(self.situation, stop=ShutdownMode.FAST)
+        self.requests.extend((tenant, StopBegan()) for tenant in self.tenants.values())
+
     # The crash cycle: as _supervisor.cycle does it.
 
     def members(self) -> list[Tenant]:
@@ -192,7 +219,9 @@ class History:
 
     def take_requests(self) -> None:
         while self.requests:
-            self.decide(*self.requests.popleft())
+            tenant, happening = self.requests.popleft()
+            tenant.final = tenant.final or isinstance(happening, TerminateAsked)
+            self.decide(tenant, happening)
 
     def end_cycle(self) -> None:
         """End the cycle if its members have ended."""
@@ -241,6 +270,14 @@ class History:
         rule = Rule(
             restart=self.random.choice(list(Restart)),
             restart_delay=self.random.choice([0.0, 1.0, 30.0]),
+            restart_reset=self.random.choice([None, 0.0, 3.0]),
+            max_restarts=self.random.choice([None, 0, 1, 5]),
+            max_seconds=self.random.choice([1.0, 60.0]),
+            escalate=self.random.choice(list(Escalate)),
+            essential=self.random.random() < 0.05,
+            needs_ready=self.random.random() < 0.4,
+            start_timeout=self.random.choice([None, 1.0, 10.0]),
+            group=self.random.choice([None, "g"]),
             stop_timeout=self.random.choice([0.0, 2.0, 20.0]),
             start_when=self.random.choice([Phase.RUNNING, *Phase]),
             member=self.random.random() < 0.6,
@@ -275,17 +312,25 @@ class History:
             self.be_born(tenant, attempt)
         elif attempt.doomed:
             self.exit(tenant, ExitKind.TERMINATED, abrupt=attempt.abrupt)
+        elif self.random.random() < 0.3:
+            self.decide(tenant, self.random.choice(self.sayings()))
         elif not attempt.started:
             self.come_up(tenant, attempt)
         elif attempt.can_die and self.random.random() < 0.5:
             kind = self.random.choice(list(ExitKind))
             self.exit(tenant, kind, abrupt=kind in (ExitKind.CRASHED, ExitKind.UNKNOWN))
 
+    def sayings(self) -> list[Happening]:
+        """What a process says of itself, or is said of it."""
+        longer = Extend(self.random.choice([0.0, 3.0]))
+        talk = [SaidReady(), SaidReady(), SaidReloading(), SaidStopping(), Beat(), longer]
+        return [*talk, OverLimit("uses too much")]
+
     def be_born(self, tenant: Tenant, attempt: Attempt) -> None:
         chance = self.random.random()
         if chance < 0.15:
             tenant.attempt = None
-            self.decide(tenant, LaunchLost("nobody has it"))
+            self.decide(tenant, LaunchLost("nobody has it", self.random.random()))
         elif chance < 0.25:
             tenant.attempt = None
             self.decide(tenant, LaunchFailed("no memory"))
@@ -302,11 +347,13 @@ class History:
             self.exit(tenant, ExitKind.FAILED)
         else:
             attempt.started = True
-            self.decide(tenant, HasStarted())
+            self.decide(tenant, HasStarted(self.random.random()))
 
     def exit(self, tenant: Tenant, kind: ExitKind, *, abrupt: bool = False) -> None:
         tenant.attempt = None
-        self.decide(tenant, HasExited(kind, abrupt))
+        if kind is ExitKind.TERMINATED and tenant.life.trouble:
+            kind = ExitKind.FAILED
+        self.decide(tenant, HasExited(kind, abrupt, self.random.random()))
 
     def pass_time(self) -> None:
         first = self.deadlines.first()
@@ -343,7 +390,7 @@ class History:
         self.handle_deadlines()  # as the supervisor does at the end of each turn
         first = self.deadlines.first()
         assert first is None or first > self.now, "a deadline points to the past"
-        waiting = [t for t in self.tenants.values() if t.life.deadline is not None]
+        waiting = [t for t in self.tenants.values() if t.life.wakes_at is not None]
         assert len(self.deadlines) == len(waiting), "a deadline of nobody"
         for slot, tenant in self.tenants.items():
             assert (tenant.slot, tenant.generation) == (slot, self.generations[slot])
@@ -357,6 +404,9 @@ class History:
         assert life.has_process == (attempt is not None and attempt.alive), "who is alive?"
         assert life.incarnation <= tenant.launches
         assert life.restarts <= life.incarnation
+        self.check_watches(life)
+        most = life.rule.max_restarts
+        assert not life.recent if most is None else len(life.recent) <= most, "too many restarts"
         if life.state in WAITING:
             assert attempt is None, "it waits, and something is on its way"
             assert life.deadline is not None or not gate_open(life, self.situation), "forgotten"
@@ -366,6 +416,15 @@ class History:
             assert life.state not in WAITING, "a stop retires who never started"
         if life.state is WorkerState.STOPPING:
             assert life.deadline is not None or tenant.given_up, "its end has no bound"
+
+    def check_watches(self, life: Life) -> None:
+        """What is noted of an incarnation ends with it."""
+        up = life.has_process and life.state in UP
+        for moment in (life.ready_by, life.watch_at, life.old_at):
+            assert moment is None or up, "a deadline outlives its incarnation"
+        assert life.ready_by is None or not life.ready, "it is ready, and shall become so"
+        assert not life.ready or life.has_process, "ready, and nobody there"
+        assert life.healthy_since is None or life.has_process, "healthy, and nobody there"
 
     # The end.
 
@@ -391,7 +450,8 @@ class History:
                     self.exit(tenant, ExitKind.TERMINATED, abrupt=tenant.attempt.abrupt)
             self.take_requests()
             self.end_cycle()
-            if not self.situation.cycle or any(t.given_up for t in self.members()):
+            stuck = any(t.given_up for t in self.members())
+            if not self.situation.cycle or stuck or self.situation.stop is not None:
                 return
             first = self.deadlines.first()
             assert first is not None, "a cycle that nothing will end"
@@ -405,6 +465,7 @@ class History:
         assert self.deadlines.first() is None
         for tenant in self.everybody:
             assert tenant.life.state is STOPPED
+            assert tenant.life.wakes_at is None, "over, and still due"
             assert tenant.freed == 1, "a slot is freed once"
             assert tenant.waiter_ended, "somebody still waits"
 
@@ -452,6 +513,7 @@ def test_the_histories_see_everything_that_can_happen() -> None:
     assert sum(tenant.forgotten for tenant in tenants) > 50
     survivors = [t for t in tenants if not t.life.rule.member and t.life.incarnation == 1]
     assert survivors, "cycles are not everybody's business"
+    assert sum(history.failures for history in played) > 15
     reasons = " ".join(tenant.life.reason for tenant in tenants)
     for word in (
         "terminated before it started",
@@ -462,6 +524,10 @@ def test_the_histories_see_everything_that_can_happen() -> None:
         "the supervisor is stopping",
         "clean exit",
         "one crashed",
+        "not restarted any more",
+        "not ready within start_timeout",
+        "not started within start_timeout",
+        "uses too much",
         "SIGKILL does not end it",
     ):
         assert word in reasons, f"no history in which: {word}"

@@ -354,7 +354,7 @@ def test_a_new_incarnation_inherits_nothing_from_the_one_before() -> None:
     assert scarred.overdue
     fresh = after(scarred, HasExited(ExitKind.FAILED))
 
-    expected = launched()._replace(incarnation=2, begun=True)
+    expected = launched()._replace(incarnation=2, begun=True, was_ready=True)
     assert fresh == expected
 
 

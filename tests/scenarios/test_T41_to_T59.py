@@ -241,7 +241,7 @@ async def test_T57_after_two_failed_forks_a_restartable_worker_starts_at_the_thi
             forks_fail.touch()  # for the second try
         return 0.1 if count == 1 else 0.5
 
-    monkeypatch.setattr("aiobgw._policy.plan.launch_delay", delay)
+    monkeypatch.setattr("aiobgw._policy.ending.launch_delay", delay)
     await make_supervisor(runtime_dir=place)
     forks_fail.touch()  # noqa: ASYNC240
     async with aiobgw.attach(place) as client:

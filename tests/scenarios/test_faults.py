@@ -53,7 +53,7 @@ async def test_a_failed_fork_ends_a_worker_that_is_never_restarted(
 async def test_a_failed_fork_of_a_restartable_worker_is_tried_again_and_holds_up_nobody(
     make_supervisor: MakeSupervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("aiobgw._policy.plan.launch_delay", lambda failures: 0.2)
+    monkeypatch.setattr("aiobgw._policy.ending.launch_delay", lambda failures: 0.2)
     supervisor = await make_supervisor()
     token = tmp_path / "token"
     monkeypatch.setenv("AIOBGW_INJECT", f"fork:fail=12@{token}")

@@ -257,12 +257,12 @@ async def test_cancelling_a_waiter_loses_nothing_and_disturbs_nobody(
     waits = [handle.wait_for_startup, handle.wait_for_exit, handle.wait_for_shutdown]
     tasks = [asyncio.ensure_future(waits[n % 3]()) for n in range(60)]
     await asyncio.sleep(0)
-    for task in tasks[::2]:
-        task.cancel()
+    # It may have started by now, and those who waited for that have what they waited for.
+    cancelled = [task for task in tasks[::2] if task.cancel()]
+    assert len(cancelled) >= 20
     handle.terminate()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
-    assert not any(isinstance(result, asyncio.CancelledError) for result in results[1::2])
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [task for task in tasks if task.cancelled()] == cancelled
     await handle.wait_for_shutdown()
 
 

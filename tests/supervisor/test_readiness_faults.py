@@ -82,7 +82,7 @@ async def test_what_is_no_message_is_survived_and_what_is_too_long_is_refused(
 
 
 async def test_who_dies_right_after_its_word_has_died_and_what_it_said_is_kept(
-    make_supervisor: MakeSupervisor, reaper: str
+    make_supervisor: MakeSupervisor, reaper: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     supervisor = await make_supervisor(reaper=reaper, max_workers=32)
     events = supervisor.events()
@@ -94,6 +94,7 @@ async def test_who_dies_right_after_its_word_has_died_and_what_it_said_is_kept(
     assert {handle.status().says for handle in handles} <= {"last words", ""}
     assert not any(handle.status().ready for handle in handles)
     assert told(events).count(("Exited", False)) == 16
+    assert "is refused" not in caplog.text  # also if it was read after the end
 
 
 async def test_a_message_that_comes_before_the_hello_was_read_waits_for_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 
 import pytest
 
@@ -11,7 +12,7 @@ import aiobgw
 from aiobgw import WorkerSpec, WorkerState
 from aiobgw.testing import ManualClock
 
-from .. import procs, targets
+from .. import targets
 from ..conftest import MakeSupervisor
 
 HOUR = 3600.0
@@ -109,9 +110,13 @@ async def test_stop_timeout_is_on_the_clock_and_a_stop_ends_without_it(
 
 async def _stuck(supervisor: aiobgw.Supervisor, stop_timeout: float) -> aiobgw.WorkerHandle:
     """Return a worker that minds no SIGTERM."""
-    spec = WorkerSpec(name="stuck", target=targets.sleep, stop_timeout=stop_timeout)
-    handle = await supervisor.register(spec)
-    pid = (await handle.wait_for_startup()).pid
-    assert pid is not None
-    procs.stop(pid)
+    with closing(aiobgw.Latch()) as up:
+        spec = WorkerSpec(
+            name="stuck",
+            target=targets.ignore_term,
+            latches={"up": up},
+            stop_timeout=stop_timeout,
+        )
+        handle = await supervisor.register(spec)
+        await up.wait()
     return handle

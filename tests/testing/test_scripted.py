@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import aiobgw
-from aiobgw import ExitKind, Restart, testing
+from aiobgw import ExitKind, Readiness, Restart, testing
 
 from .. import procs
 from ..client_targets import until
@@ -66,7 +66,8 @@ async def test_it_does_what_it_is_told_and_answers(
     supervisor = await make_supervisor()
     async with testing.Script() as script:
         latch = new_latch()
-        handle, incarnation = await started(supervisor, script, latches={"it": latch}, **kind)
+        fields = {"latches": {"it": latch}, "ready": Readiness.NOTIFY, **kind}
+        handle, incarnation = await started(supervisor, script, **fields)
         assert (incarnation.name, incarnation.incarnation) == ("scripted", 1)
         assert incarnation.pid == handle.status().pid
 
@@ -79,9 +80,7 @@ async def test_it_does_what_it_is_told_and_answers(
         await incarnation.set_latch("it")
         await latch.wait()
 
-        registered = supervisor._core.registry.newest("scripted")
-        assert registered is not None
-        registered.ready = False  # as a spec will ask for it
+        await handle.wait_for_startup()
         assert not handle.status().ready
         await incarnation.ready()
         await until(lambda: handle.status().ready)
