@@ -135,6 +135,11 @@ def test_more_time_for_an_end_is_no_more_time_for_an_immediate_stop() -> None:
     assert plan(life, StopBegan(), IMMEDIATE, NOW)[0].deadline == NOW + 5
 
 
+def test_who_says_again_that_it_stops_gets_no_more_time() -> None:
+    life = after(*ENDING)
+    assert plan(life, SaidStopping(), OPEN, NOW + 9)[0] == life
+
+
 @pytest.mark.parametrize("words", [SaidReloading(), SaidStopping()])
 def test_what_it_said_is_no_reason_any_more_when_it_has_ended(words: Happening) -> None:
     rule = replace(RULE, restart=Restart.NEVER)

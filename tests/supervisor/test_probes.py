@@ -15,9 +15,11 @@ import pytest
 
 from aiobgw import ExitKind, InvalidSpec, Readiness, Restart, WorkerSpec, WorkerState
 from aiobgw._policy.probing import FIRST_LOOK, LONGEST_DELAY, look_delay
+from aiobgw._process.events import Ended, Launch, Order, SaidHello
 from aiobgw._supervisor import connecting, probes
 from aiobgw._supervisor.connecting import is_good, is_own_echo, place_of
-from aiobgw.testing import Script
+from aiobgw._supervisor.program import ProgramLook
+from aiobgw.testing import FakeLauncher, Script
 
 from .. import procs
 from ..conftest import MakeSupervisor
@@ -397,3 +399,70 @@ def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not errors
+
+
+@anyio
+async def test_all_addresses_of_a_name_are_tried_at_once_and_one_that_is_good_is_enough(
+    make_supervisor: MakeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = asyncio.Event()
+
+    async def be_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        gone.set()
+        writer.close()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.close()
+
+    servers = [await asyncio.start_server(one, "127.0.0.1", 0) for one in (be_silent, answer)]
+    nobody = ("127.0.0.1", 1)
+    places = [nobody, *(server.sockets[0].getsockname() for server in servers)]
+    found = [(socket.AF_INET, place) for place in places]
+    monkeypatch.setattr(connecting, "_addresses", lambda place, flags: found)
+    supervisor = await make_supervisor()
+    handle = await supervisor.register(spec("http://three.example/"))
+    await handle.wait_for_ready()
+    assert not set(supervisor._core.signs.descriptors())
+    await gone.wait()
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+class OnItsWay(Launch):
+    """A launch that cannot be withdrawn any more, and has no process yet."""
+
+    killed = 0
+
+    def kill_group(self) -> bool:
+        self.killed += 1
+        return True
+
+
+class NoWayBack(FakeLauncher):
+    def launch(self, order: Order, owner: object) -> Launch:
+        return OnItsWay(order, owner)
+
+    def withdraw(self, launch: Launch) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("gives_up", [True, False])
+def test_a_program_that_nobody_waits_for_any_more_is_killed_when_it_comes_up(
+    gives_up: bool,
+) -> None:
+    said: list[bool] = []
+    look = ProgramLook(NoWayBack(), lambda: Order(b""), said.append, "w", set())
+    look.begin()
+    launch = look._launch
+    assert isinstance(launch, OnItsWay)
+    look.give_up() if gives_up else look.close()
+    before = launch.killed
+    look.hear(SaidHello(launch, 7))
+    assert launch.killed == before + 1
+    assert not said, "it is not over yet"
+    look.hear(Ended(launch, 0, None))
+    assert said == [False] * gives_up

@@ -365,27 +365,16 @@ async def test_a_command_that_stops_by_itself_has_its_stop_timeout_and_its_own_e
 async def test_a_newline_on_its_descriptor_says_that_a_command_is_ready(
     make_supervisor: MakeSupervisor, gates: Gates, tmp_path: Path
 ) -> None:
-    """Whatever number that is: also those of its channel, and of its lifeline."""
+    """Whatever number that is: also that of its lifeline, which then has another one."""
     supervisor = await make_supervisor()
-    numbers = [*range(3, 12), 500]
-    handles = []
-    for number in numbers:
-        steps = [f"file={tmp_path / str(number)}", f"write={number}:loading", gates(f"g{number}")]
-        after = [rf"write={number}:...\nand more\n", f"write={number}:x", f"close={number}"]
-        handles.append(
-            await supervisor.register(
-                spec(
-                    str(number),
-                    *steps,
-                    *after,
-                    f"file={tmp_path / 'after'}{number}",
-                    notification_fd=number,
-                )
-            )
-        )
     lifelines = set()
-    for number, handle in zip(numbers, handles, strict=True):
-        found = await written(tmp_path / str(number))
+    for number in [*range(3, 20), 500]:
+        before, after = tmp_path / f"before{number}", tmp_path / f"after{number}"
+        steps = [f"file={before}", f"write={number}:loading", gates(f"g{number}")]
+        steps += [rf"write={number}:...\nand more\n", f"write={number}:x", f"close={number}"]
+        fields = spec("w", *steps, f"file={after}", notification_fd=number)
+        handle = await supervisor.register(fields)
+        found = await written(before)
         assert found["NOTIFY_SOCKET"] == ""
         fds = {int(name): what for name, what in found.items() if name.isdigit()}
         (lifeline,) = (fd for fd in fds if fd > 2 and fd != number and "/proc/" not in fds[fd])
@@ -394,11 +383,30 @@ async def test_a_newline_on_its_descriptor_says_that_a_command_is_ready(
         assert not handle.status().ready
         gates.open(f"g{number}")
         await handle.wait_for_ready()
-        assert str(number) not in await written(tmp_path / f"after{number}")
-    assert len(lifelines) > 1, "no number was the lifeline's"
-    for handle in handles:
+        assert str(number) not in await written(after)
         handle.kill()
         await handle
+    assert len(lifelines) > 1, "no number was the lifeline's"
+    assert not set(supervisor._core.signs.descriptors())
+
+
+async def test_a_command_that_cannot_be_run_says_so_whatever_its_descriptor_is(
+    make_supervisor: MakeSupervisor,
+) -> None:
+    """Also if that has the number of the channel, on which it says so."""
+    supervisor = await make_supervisor()
+    for number in [*range(3, 20), 1023]:
+        handle = await supervisor.register(
+            WorkerSpec(
+                name="w",
+                command=["/no/such/program"],
+                ready=NOTIFY,
+                notification_fd=number,
+                restart=Restart.NEVER,
+            )
+        )
+        with pytest.raises(aiobgw.NeverStarted, match="/no/such/program"):
+            await handle.wait_for_startup()
     assert not set(supervisor._core.signs.descriptors())
 
 
