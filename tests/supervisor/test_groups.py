@@ -446,9 +446,15 @@ async def test_the_newest_of_a_name_counts_though_an_older_one_ends_later(
     older.fail()
     if depends == "afterwards":
         await stage.add("w", **fields)
+    waits = await stage.add("x", **fields)
     stage.launched()
-    await stage.add("l")
-    assert stage.launched() == "lw"
+    await stage.add("l", restart=Restart.NEVER)
+    assert stage.launched() == "lwx"
+    stage.launcher["x"].fail()
+    await stage.add("k", restart=Restart.NEVER)
+    stage.launcher["k"].fail()
+    stage.clock.advance_to_next()
+    assert waits.status().reason.startswith("depends on 'k', which did not complete: failed")
 
 
 async def test_circles_are_refused_whoever_registers(

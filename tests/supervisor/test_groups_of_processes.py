@@ -212,6 +212,7 @@ async def test_what_is_stopped_while_it_waits_for_a_dependency_leaves_nothing_be
         waits[1].kill()
         assert await waits[1] is None
         stopping = asyncio.ensure_future(supervisor.shutdown())
+        await asyncio.sleep(0)  # the stop has begun
         go.set()  # what it waited for comes right then
         await stopping
     written = out.read_text().split() if out.exists() else []  # "a" may have been too early
