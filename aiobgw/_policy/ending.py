@@ -266,4 +266,4 @@ def _unkillable(life: Life, situation: Situation) -> Plan:
     if situation.stop is None:
         return stuck, (GiveUp(),)
     stuck, retired = retire(stuck, stuck.reason)
-    return stuck, (GiveUp(), *retired)
+    return stuck, (GiveUp(), RecordUnknown(stuck.reason), *retired)

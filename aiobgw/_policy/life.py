@@ -362,7 +362,7 @@ class FailSupervisor:
 
 @dataclass(frozen=True, slots=True)
 class RecordUnknown:
-    """Record an exit of unknown status: launch after launch reached no process."""
+    """Record an exit of unknown status: no launch reached a process, or nothing ends it."""
 
     why: str
 

@@ -233,7 +233,7 @@ class Effects:
             ExitStatus(
                 incarnation=worker.life.incarnation,
                 kind=ExitKind.UNKNOWN,
-                reason=why,
+                reason=why if worker.pid is None else f"{why} (pid {worker.pid})",
                 name=worker.spec.name,
             )
         )

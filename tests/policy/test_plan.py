@@ -246,7 +246,14 @@ TABLE: list[Row] = [
     (restarting, StopBegan(), FAST, STOPPING, (), PATIENCE),
     (killed, StopBegan(), FAST, STOPPING, (), KILL_TIMEOUT),
     (terminating_unborn, Hello(), FAST, STOPPING, ASK, PATIENCE),
-    (overdue, DeadlinePassed(), FAST, STOPPED, (GiveUp(), Retire()), None),
+    (
+        overdue,
+        DeadlinePassed(),
+        FAST,
+        STOPPED,
+        (GiveUp(), RecordUnknown("SIGKILL does not end it"), Retire()),
+        None,
+    ),
     # IMMEDIATE: does not ask.
     (registered, StopBegan(), IMMEDIATE, STOPPED, (Retire(),), None),
     (backing_off, StopBegan(), IMMEDIATE, STOPPED, (Retire(),), None),
@@ -256,7 +263,14 @@ TABLE: list[Row] = [
     (running, StopBegan(), IMMEDIATE, STOPPING, (Signal(SIGQUIT),), KILL_TIMEOUT),
     (terminating, StopBegan(), IMMEDIATE, STOPPING, (Signal(SIGQUIT),), KILL_TIMEOUT),
     (restarting, TERMINATED, IMMEDIATE, STOPPED, (Retire(),), None),
-    (overdue, DeadlinePassed(), IMMEDIATE, STOPPED, (GiveUp(), Retire()), None),
+    (
+        overdue,
+        DeadlinePassed(),
+        IMMEDIATE,
+        STOPPED,
+        (GiveUp(), RecordUnknown("SIGKILL does not end it"), Retire()),
+        None,
+    ),
 ]
 
 
@@ -589,7 +603,8 @@ def test_an_unkillable_worker_keeps_its_slot_until_it_is_over_after_all() -> Non
 
 def test_an_unkillable_worker_holds_up_no_stop() -> None:
     stuck, actions = plan(overdue(), DeadlinePassed(), FAST, NOW)
-    assert (stuck.state, actions) == (STOPPED, (GiveUp(), Retire()))
+    recorded = RecordUnknown("SIGKILL does not end it")
+    assert (stuck.state, actions) == (STOPPED, (GiveUp(), recorded, Retire()))
 
 
 OBEYS, IGNORES, CANNOT_DIE = "obeys", "ignores all but SIGKILL", "cannot be killed"

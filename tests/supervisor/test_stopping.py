@@ -202,7 +202,10 @@ async def test_what_cannot_be_killed_is_reported_by_pid_and_holds_the_stop_to_it
         async with asyncio.timeout(20):
             await supervisor.shutdown()
         assert procs.is_alive(pid)
-        assert stuck.status().reason == "SIGKILL does not end it"
+        exit = await stuck
+        assert exit is not None
+        assert (exit.kind, exit.signal) == (ExitKind.UNKNOWN, None)
+        assert exit.reason == f"SIGKILL does not end it (pid {pid})"
         exit = other.status().exit
         assert exit is not None
         assert exit.kind is ExitKind.TERMINATED

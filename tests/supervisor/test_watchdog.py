@@ -351,8 +351,9 @@ class Host:
 
 
 @contextmanager
-def host(watchdog: float, **options: Any) -> Iterator[Host]:
-    process = procs.start_script(HOST, str(watchdog), **options)
+def host(watchdog: float, loop: str) -> Iterator[Host]:
+    environment = os.environ | {"AIOBGW_TEST_LOOP": loop}
+    process = procs.start_script(HOST, str(watchdog), env=environment)
     try:
         yield Host(process)
     finally:
@@ -360,11 +361,8 @@ def host(watchdog: float, **options: Any) -> Iterator[Host]:
         process.communicate()
 
 
-@pytest.mark.usefixtures("loop_of_the_host")
-def test_whoever_is_stopped_with_the_supervisor_or_goes_on_without_it_lives_on(
-    anyio_backend: Any,
-) -> None:
-    with host(WATCHDOG) as it:
+def test_whoever_is_stopped_with_the_supervisor_or_goes_on_without_it_lives_on() -> None:
+    with host(WATCHDOG, "uvloop") as it:
         supervisor, everybody = [it.host.pid], [it.host.pid, it.zygote, *it.workers]
         for pids in (supervisor, everybody):
             it.stop(pids)
@@ -390,11 +388,10 @@ def test_whoever_is_stopped_with_the_supervisor_or_goes_on_without_it_lives_on(
         assert status.split(":")[0] != "RUNNING" or status.split(":")[1] == "2"
 
 
-@pytest.mark.usefixtures("loop_of_the_host")
-def test_whoever_is_starved_of_processors_lives_on(anyio_backend: Any) -> None:
+def test_whoever_is_starved_of_processors_lives_on() -> None:
     """Host, zygote and workers come after everybody else, and one worker after all of them."""
     busy: list[subprocess.Popen[bytes]] = []
-    with host(1.0) as it:
+    with host(1.0, "asyncio") as it:
         for pid in (it.host.pid, it.zygote, *it.workers[:-1]):
             os.setpriority(os.PRIO_PROCESS, pid, 10)
         try:
