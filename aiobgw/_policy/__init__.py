@@ -6,7 +6,8 @@ actions that lead there; the supervisor carries them out (``_supervisor.effects`
 was begun comes back as an event.  So the rules are tested as truth tables, and as seeded
 histories that never start a process.  ``clock`` is the seam at which tests replace the time.
 
-``plan`` dispatches.  ``starting`` and ``ending`` are the two halves of a life; ``restart`` says
+``life`` is the state, ``happenings`` and ``actions`` are what goes in and comes out; ``plan``
+dispatches.  ``starting`` and ``ending`` are the two halves of a life; ``restart`` says
 what an exit means and what follows it, ``backoff`` and ``intensity`` how soon and how often;
 ``readiness`` and ``liveness`` watch who is up; ``cycle`` is the crash cycle, ``phases`` the start
 gates.  What a worker has to do with others is in ``groups`` and ``order``: functions over

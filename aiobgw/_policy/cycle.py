@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from ..spec import Restart
 from ..status import WorkerState
-from .life import Drop, Life
+from .actions import Drop
+from .life import Life
 from .moves import WAITING, Plan, drop_and_retire, held, quit_now, retire
 
 WAITS = "waits for the end of a crash cycle"

@@ -6,8 +6,10 @@ from signal import SIGKILL
 
 from ..spec import Restart, ShutdownMode, Strategy
 from ..status import ExitKind, WorkerState
+from .actions import BeginCycle, GiveUp, RecordUnknown, RestartGroup, Signal, Withdraw
 from .backoff import LAUNCH_ATTEMPTS, launch_delay
 from .cycle import lost_in_cycle, until_its_end
+from .happenings import HasExited, LaunchLost
 from .intensity import (
     after_failure,
     end_health,
@@ -17,19 +19,7 @@ from .intensity import (
     pause,
     what_happened,
 )
-from .life import (
-    BeginCycle,
-    Due,
-    GiveUp,
-    HasExited,
-    LaunchLost,
-    Life,
-    RecordUnknown,
-    RestartGroup,
-    Signal,
-    Situation,
-    Withdraw,
-)
+from .life import Due, Life, Situation
 from .liveness import abort, grew_old, look_for_life
 from .moves import (
     KILL_TIMEOUT,

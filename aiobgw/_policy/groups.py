@@ -30,8 +30,9 @@ from collections.abc import Sequence
 
 from ..spec import ShutdownMode, Strategy
 from ..status import WorkerState
+from .actions import Drop
 from .ending import stop
-from .life import Drop, Due, Life, Situation
+from .life import Due, Life, Situation
 from .moves import WAITING, Plan, drop_and_retire, end_in_turn, held, retire
 from .starting import consider
 

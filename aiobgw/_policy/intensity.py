@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from ..spec import Escalate
 from ..status import ExitKind
+from .actions import Action, FailSupervisor, StopGroup
 from .backoff import healthy_time, restart_delay
-from .life import Action, FailSupervisor, Life, StopGroup
+from .life import Life
 
 
 def end_health(life: Life, now: float) -> Life:

@@ -19,7 +19,8 @@ from signal import SIGABRT, SIGCONT
 
 from ..spec import Restart
 from ..status import WorkerState
-from .life import Due, Dump, Life, Rule, Signal, Situation
+from .actions import Dump, Signal
+from .life import Due, Life, Rule, Situation
 from .moves import KILL_TIMEOUT, Plan, fail_incarnation, stopping, unwatched
 
 LOOKS = 4

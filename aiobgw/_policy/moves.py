@@ -5,8 +5,9 @@ from __future__ import annotations
 from signal import SIGCONT, SIGQUIT
 
 from ..status import WorkerState
+from .actions import Action, Drop, Retire, Signal, Withdraw
 from .intensity import end_health
-from .life import Action, Drop, Due, Life, Retire, Rule, Signal, Situation, Withdraw
+from .life import Due, Life, Rule, Situation
 
 KILL_TIMEOUT = 5.0
 """Seconds from SIGQUIT to SIGKILL, and from SIGKILL until a process counts as unkillable

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from ..status import WorkerState
+from .actions import Action, FailSupervisor, Retire
 from .cycle import cycle_began
 from .ending import (
     deadline_passed,
@@ -23,14 +24,12 @@ from .ending import (
     terminate,
 )
 from .groups import group_ends, look_again
-from .life import (
-    Action,
+from .happenings import (
     Beat,
     Consider,
     CycleBegan,
     DeadlinePassed,
     Extend,
-    FailSupervisor,
     GroupEnds,
     Happening,
     HasExited,
@@ -39,19 +38,17 @@ from .life import (
     KillAsked,
     LaunchFailed,
     LaunchLost,
-    Life,
     OverLimit,
     RestartAsked,
-    Retire,
     SaidReady,
     SaidReloading,
     SaidStopping,
     SignalAsked,
-    Situation,
     StopBegan,
     TerminateAsked,
     Withdrawn,
 )
+from .life import Life, Situation
 from .liveness import over_limit, said_beat
 from .moves import Plan, retire
 from .readiness import extend, said_ready, said_reloading, said_stopping, without_words

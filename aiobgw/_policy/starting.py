@@ -6,7 +6,8 @@ from signal import SIGKILL, SIGQUIT
 
 from ..spec import ShutdownMode
 from ..status import WorkerState
-from .life import Launch, Life, Signal, Situation
+from .actions import Launch, Signal
+from .life import Life, Situation
 from .liveness import old_at
 from .moves import WAITING, Plan, retire, stop_signals
 from .phases import gate_open, gate_reason

@@ -19,7 +19,7 @@ from dataclasses import replace
 from .._client.changes import Changes
 from .._ipc import forks
 from .._ipc.verbs import Verb
-from .._policy import life as happenings
+from .._policy import happenings
 from .._policy.phases import stricter
 from .._process import events as process
 from .._process import probe

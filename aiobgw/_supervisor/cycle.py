@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .._inject import _inject
-from .._policy import life as happenings
+from .._policy import happenings
 from .._policy.moves import WAITING
 from ..settings import Settings
 from ..status import CrashCycle, ExitStatus

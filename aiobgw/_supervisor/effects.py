@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, assert_never
 from weakref import ref
 
 from .._ipc import launch as protocol
-from .._policy import life as actions
-from .._policy import life as happenings
-from .._policy.life import Action, Happening
+from .._policy import actions, happenings
+from .._policy.actions import Action
+from .._policy.happenings import Happening
 from .._process.events import Launch, Order
 from .._process.seam import LauncherSeam
 from ..errors import WorkerFailed

@@ -20,15 +20,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .._policy.groups import concerned, end_hindered_by, start_hindered_by
-from .._policy.life import (
-    Consider,
-    GroupEnds,
-    Happening,
-    HasExited,
-    LaunchLost,
-    Life,
-    Situation,
-)
+from .._policy.happenings import Consider, GroupEnds, Happening, HasExited, LaunchLost
+from .._policy.life import Life, Situation
 from .._policy.moves import WAITING
 from .._policy.order import Ended, Unmet, find_cycle, unmet
 from ..errors import InvalidSpec

@@ -15,10 +15,12 @@ from random import random
 from typing import TYPE_CHECKING
 
 from .._ipc import launch as protocol
-from .._policy import life as happenings
+from .._policy import happenings
+from .._policy.actions import Action
 from .._policy.clock import Clock
 from .._policy.deadlines import Deadlines
-from .._policy.life import Action, Happening, Life, Situation
+from .._policy.happenings import Happening
+from .._policy.life import Life, Situation
 from .._policy.liveness import is_unseen
 from .._policy.plan import plan
 from .._policy.restart import exit_kind, is_abrupt

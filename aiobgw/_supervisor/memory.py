@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .._policy.life import Happening, OverLimit
+from .._policy.happenings import Happening, OverLimit
 from .._process.events import Launch
 from .._process.watcher import Watcher
 from .registry import RegisteredWorker

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from .._ipc.notify import Notice
-from .._policy import life as happenings
-from .._policy.life import Happening
+from .._policy import happenings
+from .._policy.happenings import Happening
 from .._policy.moves import WAITING
 from .._process.events import Order
 from .._process.seam import LauncherSeam

@@ -7,33 +7,25 @@ from signal import SIGQUIT, SIGUSR1
 
 import pytest
 
-from aiobgw._policy.life import (
-    Action,
-    BeginCycle,
+from aiobgw._policy.actions import Action, BeginCycle, Drop, GiveUp, Launch, Retire, Signal
+from aiobgw._policy.happenings import (
     Consider,
     CycleBegan,
     DeadlinePassed,
-    Drop,
-    GiveUp,
     Happening,
     HasExited,
     HasStarted,
     Hello,
     KillAsked,
-    Launch,
     LaunchFailed,
     LaunchLost,
-    Life,
     RestartAsked,
-    Retire,
-    Rule,
-    Signal,
     SignalAsked,
-    Situation,
     StopBegan,
     TerminateAsked,
     Withdrawn,
 )
+from aiobgw._policy.life import Life, Rule, Situation
 from aiobgw._policy.moves import KILL_TIMEOUT
 from aiobgw._policy.plan import plan
 from aiobgw.spec import Phase, Restart, ShutdownMode

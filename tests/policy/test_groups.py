@@ -10,41 +10,40 @@ from signal import SIGCONT, SIGKILL, SIGTERM
 
 import pytest
 
-from aiobgw._policy.deadlines import Deadlines
-from aiobgw._policy.groups import concerned, end_hindered_by, start_hindered_by
-from aiobgw._policy.life import (
+from aiobgw._policy.actions import (
     Action,
     BeginCycle,
-    Consider,
-    DeadlinePassed,
     Drop,
-    Due,
     FailSupervisor,
     GiveUp,
+    Launch,
+    RecordUnknown,
+    RestartGroup,
+    Retire,
+    Signal,
+    StopGroup,
+    Withdraw,
+)
+from aiobgw._policy.deadlines import Deadlines
+from aiobgw._policy.groups import concerned, end_hindered_by, start_hindered_by
+from aiobgw._policy.happenings import (
+    Consider,
+    DeadlinePassed,
     GroupEnds,
     Happening,
     HasExited,
     HasStarted,
     Hello,
     KillAsked,
-    Launch,
     LaunchFailed,
     LaunchLost,
-    Life,
-    RecordUnknown,
     RestartAsked,
-    RestartGroup,
-    Retire,
-    Rule,
     SaidReady,
-    Signal,
-    Situation,
     StopBegan,
-    StopGroup,
     TerminateAsked,
-    Withdraw,
     Withdrawn,
 )
+from aiobgw._policy.life import Due, Life, Rule, Situation
 from aiobgw._policy.order import Ended, Unmet, find_cycle, unmet
 from aiobgw._policy.plan import plan
 from aiobgw._policy.restart import exit_kind

@@ -10,44 +10,44 @@ from signal import SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
 
 import pytest
 
-from aiobgw._policy.deadlines import Deadlines
-from aiobgw._policy.life import (
+from aiobgw._policy.actions import (
     Action,
-    Beat,
     BeginCycle,
+    Drop,
+    FailSupervisor,
+    GiveUp,
+    Launch,
+    RecordUnknown,
+    Retire,
+    Signal,
+    StopGroup,
+    Withdraw,
+)
+from aiobgw._policy.deadlines import Deadlines
+from aiobgw._policy.happenings import (
+    Beat,
     Consider,
     CycleBegan,
     DeadlinePassed,
-    Drop,
     Extend,
-    FailSupervisor,
-    GiveUp,
     Happening,
     HasExited,
     HasStarted,
     Hello,
     KillAsked,
-    Launch,
     LaunchFailed,
     LaunchLost,
-    Life,
     OverLimit,
-    RecordUnknown,
     RestartAsked,
-    Retire,
-    Rule,
     SaidReady,
     SaidReloading,
     SaidStopping,
-    Signal,
     SignalAsked,
-    Situation,
     StopBegan,
-    StopGroup,
     TerminateAsked,
-    Withdraw,
     Withdrawn,
 )
+from aiobgw._policy.life import Life, Rule, Situation
 from aiobgw._policy.phases import gate_open, stricter
 from aiobgw._policy.plan import plan
 from aiobgw.spec import Escalate, Phase, Restart, ShutdownMode

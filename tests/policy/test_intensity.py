@@ -8,16 +8,20 @@ from random import Random
 
 import pytest
 
-from aiobgw._policy.backoff import restart_delay
-from aiobgw._policy.intensity import escalation
-from aiobgw._policy.life import (
+from aiobgw._policy.actions import (
     Action,
     BeginCycle,
+    FailSupervisor,
+    GiveUp,
+    RecordUnknown,
+    Retire,
+    StopGroup,
+)
+from aiobgw._policy.backoff import restart_delay
+from aiobgw._policy.happenings import (
     Consider,
     CycleBegan,
     DeadlinePassed,
-    FailSupervisor,
-    GiveUp,
     Happening,
     HasExited,
     HasStarted,
@@ -25,18 +29,14 @@ from aiobgw._policy.life import (
     KillAsked,
     LaunchFailed,
     LaunchLost,
-    Life,
     OverLimit,
-    RecordUnknown,
     RestartAsked,
-    Retire,
-    Rule,
     SaidReady,
-    Situation,
     StopBegan,
-    StopGroup,
     TerminateAsked,
 )
+from aiobgw._policy.intensity import escalation
+from aiobgw._policy.life import Life, Rule, Situation
 from aiobgw._policy.plan import plan
 from aiobgw.spec import Escalate, Restart, ShutdownMode
 from aiobgw.status import ExitKind, WorkerState

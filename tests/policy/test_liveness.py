@@ -9,36 +9,27 @@ from signal import SIGABRT, SIGCONT, SIGKILL, SIGQUIT, SIGTERM
 
 import pytest
 
-from aiobgw._policy.life import (
-    Action,
+from aiobgw._policy.actions import Action, BeginCycle, Dump, GiveUp, Launch, Retire, Signal
+from aiobgw._policy.happenings import (
     Beat,
-    BeginCycle,
     Consider,
     CycleBegan,
     DeadlinePassed,
-    Due,
-    Dump,
     Extend,
-    GiveUp,
     Happening,
     HasExited,
     HasStarted,
     Hello,
     KillAsked,
-    Launch,
-    Life,
     OverLimit,
     RestartAsked,
-    Retire,
-    Rule,
     SaidReady,
     SaidReloading,
     SaidStopping,
-    Signal,
-    Situation,
     StopBegan,
     TerminateAsked,
 )
+from aiobgw._policy.life import Due, Life, Rule, Situation
 from aiobgw._policy.liveness import DUMP_TIMEOUT, LATE, LOOKS, is_unseen
 from aiobgw._policy.moves import KILL_TIMEOUT
 from aiobgw._policy.plan import plan

@@ -7,36 +7,35 @@ from signal import SIGCONT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
 
 import pytest
 
-from aiobgw._policy.ending import PENDING_SIGNALS
-from aiobgw._policy.life import (
+from aiobgw._policy.actions import (
     Action,
+    Drop,
+    GiveUp,
+    Launch,
+    RecordUnknown,
+    Retire,
+    Signal,
+    Withdraw,
+)
+from aiobgw._policy.ending import PENDING_SIGNALS
+from aiobgw._policy.happenings import (
     Consider,
     CycleBegan,
     DeadlinePassed,
-    Drop,
-    Due,
-    GiveUp,
     Happening,
     HasExited,
     HasStarted,
     Hello,
     KillAsked,
-    Launch,
     LaunchFailed,
     LaunchLost,
-    Life,
-    RecordUnknown,
     RestartAsked,
-    Retire,
-    Rule,
-    Signal,
     SignalAsked,
-    Situation,
     StopBegan,
     TerminateAsked,
-    Withdraw,
     Withdrawn,
 )
+from aiobgw._policy.life import Due, Life, Rule, Situation
 from aiobgw._policy.moves import KILL_TIMEOUT
 from aiobgw._policy.phases import stricter
 from aiobgw._policy.plan import plan

@@ -7,29 +7,26 @@ from random import Random
 
 import pytest
 
-from aiobgw._policy.life import (
+from aiobgw._policy.actions import Signal
+from aiobgw._policy.happenings import (
     Beat,
     Consider,
     CycleBegan,
     DeadlinePassed,
-    Due,
     Extend,
     Happening,
     HasExited,
     HasStarted,
     Hello,
     KillAsked,
-    Life,
     RestartAsked,
-    Rule,
     SaidReady,
     SaidReloading,
     SaidStopping,
-    Signal,
-    Situation,
     StopBegan,
     TerminateAsked,
 )
+from aiobgw._policy.life import Due, Life, Rule, Situation
 from aiobgw._policy.plan import plan
 from aiobgw._policy.readiness import ENDS_ITSELF, RELOADING
 from aiobgw.spec import Restart, ShutdownMode

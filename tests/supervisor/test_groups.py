@@ -221,7 +221,7 @@ async def test_a_member_that_cannot_be_kept_up_leads_to_what_it_says(
     stage.launcher["b"].crash()
     gone = members if escalate is Escalate.STOP_GROUP else members[1:2]
     if escalate is Escalate.FAIL:
-        with pytest.raises(aiobgw.SupervisorFailed, match="worker 'b': .*max_restarts=1"):
+        with pytest.raises(aiobgw.SupervisorFailed, match=r"worker 'b': .*max_restarts=1"):
             await stage.supervisor.wait_closed()
         await asyncio.gather(*members)
         return

@@ -11,7 +11,7 @@ import pytest
 
 import aiobgw
 from aiobgw import ExitKind, Restart, WorkerSpec, WorkerState
-from aiobgw._policy.life import Happening, OverLimit
+from aiobgw._policy.happenings import Happening, OverLimit
 from aiobgw._process.watcher import Watcher
 from aiobgw._supervisor.memory import INTERVAL, PER_TURN, Memory
 

@@ -252,7 +252,7 @@ async def test_a_beat_that_is_there_counts_before_a_look_whoever_wakes_the_super
     for _ in range(3):
         # Frames are not heard here, unless somebody looks: nothing is awaited.
         now = clock._now = clock._now + 0.125
-        loop._decide(worker, aiobgw._policy.life.DeadlinePassed())
+        loop._decide(worker, aiobgw._policy.happenings.DeadlinePassed())
     assert (worker.life.silent, worker.life.watch_at) == (3, now + 0.125)
     procs.wait_readable(worker.launch.child.channel.fd)  # type: ignore[union-attr]
     clock._now += 0.125
