@@ -197,7 +197,7 @@ class NotifySocket:
         """Pass on what a worker says; refuse what nobody was asked to say."""
         try:
             why = _refusal(datagram, worker)
-            if worker is None and self._registry.was_worker(datagram.pid):
+            if worker is None and self._is_late(datagram):
                 log.debug("the last words of pid %d came after its end", datagram.pid)
             elif why:
                 self.audit.refused(datagram.pid, datagram.uid, why)
@@ -205,6 +205,10 @@ class NotifySocket:
                 self._tell(worker, parse(datagram.data), datagram.pid)
         finally:
             datagram.close()
+
+    def _is_late(self, datagram: _Datagram) -> bool:
+        """Tell whether it is of a worker that has just ended, or of its group."""
+        return any(map(self._registry.was_worker, (datagram.pid, datagram.group)))
 
     # The end.
 
