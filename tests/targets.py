@@ -120,6 +120,13 @@ def modules(path: str) -> None:
     write(path, "\n".join(sorted(sys.modules)))
 
 
+def write_pid_and_sleep(path: str) -> None:
+    """Write the pid into a pipe, and sleep."""
+    with open(path, "w") as pipe:
+        pipe.write(str(os.getpid()))
+    time.sleep(3600)
+
+
 def wait_for_latch(path: str) -> None:
     """Wait on the worker's own latch, and say so before and after."""
     worker = aiobgw.current_worker()

@@ -17,7 +17,7 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Close the way to a launch that never said hello: no target runs without one."""
+    """Take back a launch whose hello was not heard; nothing of it runs afterwards."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,6 +195,19 @@ class Children:
         else:
             self._tell(events.Lost(child.launch, why))
 
+    def drop(self, child: Child) -> None:
+        """Forget a child whose hello was not heard, and have nothing of it run.
+
+        Race: it may have said hello all the same, and goes on then.  So the way is shut first,
+        which ends whoever comes later; who was faster is found in the channel, and killed.
+        """
+        if child.channel is not None:
+            child.channel.shut_down()
+        if not child.said_hello:
+            child.drain(1)
+        child.kill_group()
+        self.forget(child)
+
     def forget(self, child: Child) -> None:
         """Give back what it holds here, and the end that the zygote keeps for a command."""
         self._children.pop(child.number, None)

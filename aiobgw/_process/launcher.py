@@ -95,9 +95,9 @@ class Launcher:
         return True
 
     def drop(self, launch: Launch) -> None:
-        """Forget a launch; a child without its channel calls no target."""
+        """Take a launch back that nobody has heard of; nothing of it runs afterwards."""
         if not self.withdraw(launch) and launch.child is not None:
-            self._children.forget(launch.child)
+            self._children.drop(launch.child)
 
     def gather(self) -> list[ProcessEvent]:
         """Return what happened since the last call; never waits."""

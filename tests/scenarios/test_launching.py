@@ -15,6 +15,7 @@ import pytest
 
 import aiobgw
 from aiobgw import Flags, Latch, Restart, WorkerSpec, WorkerState
+from aiobgw._policy.happenings import Consider, GroupEnds
 
 from .. import procs, targets
 from ..conftest import MakeSupervisor
@@ -437,3 +438,30 @@ async def test_a_worker_of_another_user_has_its_groups_and_no_way_back(
     assert out.read_text().split() == ["65534", "65534"]
     exit = await run(supervisor, target=targets.nothing, user="no-such-user")
     assert "cannot become user" in (exit.error or "")
+
+
+@pytest.mark.parametrize("kind", ["command", "target"])
+async def test_of_a_launch_that_is_taken_back_nothing_runs_on(
+    make_supervisor: MakeSupervisor, tmp_path: Path, reaper: str, kind: str
+) -> None:
+    """Taken back before anybody has heard its hello, which it had said long ago."""
+    supervisor = await make_supervisor(spares=0, reaper=reaper)
+    pids = tmp_path / "pids"
+    os.mkfifo(pids)
+    if kind == "command":
+        command = ["sh", "-c", f"echo $$ >{pids}; exec sleep 1000"]
+        what: dict[str, Any] = {"command": command}
+    else:
+        what = {"target": targets.write_pid_and_sleep, "args": (str(pids),)}
+    handle = await supervisor.register(WorkerSpec(name="w", **what))
+    first = int(pids.read_text())  # the host's loop does not run meanwhile
+    core = supervisor._core
+    worker = core.registry.newest("w")
+    assert worker is not None and core.loop is not None and handle.status().pid is None
+    core.loop.post(worker, GroupEnds("it is taken back", for_good=False))
+    assert procs.wait_dead({first}) == set()
+    core.loop.post(worker, Consider())
+    second = int(pids.read_text())
+    await handle.wait_for_startup()
+    assert handle.status().pid == second != first
+    assert handle.status().incarnation == 1
