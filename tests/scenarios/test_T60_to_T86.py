@@ -188,9 +188,8 @@ async def test_T67_terminate_and_exit_before_either_is_looked_at_free_the_slot_o
         assert pid is not None
         if terminate_first:
             procs.stop(pid)
-            handle.terminate()
             go.set()
-            os.kill(pid, signal.SIGCONT)
+            handle.terminate()  # which lets it go on
         else:
             go.set()
         assert not procs.wait_dead({pid})  # and the supervisor has had no turn
