@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..spec import ShutdownMode
 from ..status import WorkerState
 from .life import Due, Life, Situation
-from .liveness import begin_watch
+from .liveness import LATE, begin_watch
 from .moves import Plan, fail_incarnation
 
 RELOADING = "is reloading"
@@ -80,7 +80,14 @@ def extend(life: Life, seconds: float, situation: Situation, now: float) -> Plan
 
 
 def not_ready_in_time(life: Life, now: float) -> Plan:
-    """End it, as a failure."""
+    """End it, as a failure; but not because the time was looked at late.
+
+    Then the supervisor was stopped or starved, and perhaps the worker with it: it has all of
+    its time once more, as with a watchdog.
+    """
+    timeout = life.rule.start_timeout
+    if timeout is None or life.ready_by is None or now - life.ready_by > timeout * LATE:
+        return life._replace(ready_by=None if timeout is None else now + timeout), ()
     what = "ready" if life.rule.needs_ready else "started"
-    why = f"not {what} within start_timeout ({life.rule.start_timeout:g} s)"
+    why = f"not {what} within start_timeout ({timeout:g} s)"
     return fail_incarnation(life._replace(ready_by=None), why, now)

@@ -205,3 +205,14 @@ def test_whatever_is_said_only_who_has_a_process_is_ready_and_an_end_has_a_bound
             if life.state is STOPPING or life.reason == ENDS_ITSELF:
                 assert life.due in (Due.KILL, Due.GIVE_UP) or "SIGKILL" in life.reason
             now += random.random()
+
+
+def test_a_deadline_that_is_looked_at_late_is_set_anew_and_holds_then() -> None:
+    """The supervisor was stopped or starved, and perhaps the worker with it."""
+    life, late = after(*UP), NOW + 90 + 90 / 8 + 0.1
+    on_time = plan(life, DeadlinePassed(), OPEN, NOW + 90 + 90 / 8)[0]
+    assert on_time.trouble == "not ready within start_timeout (90 s)"
+    slept, actions = plan(life, DeadlinePassed(), OPEN, late)
+    assert (slept, actions) == (life._replace(ready_by=late + 90), ())
+    ended = plan(slept, DeadlinePassed(), OPEN, late + 90)[0]
+    assert ended.trouble == "not ready within start_timeout (90 s)"

@@ -422,3 +422,31 @@ async def test_a_worker_is_not_ended_for_what_it_did_before_it_was_watched(
                 break
     await asyncio.sleep(1.5 * WATCHDOG)  # not a synchronisation: the time to be silent for
     assert handle.status().incarnation == 3
+
+
+SPEAKS = """
+import os, socket, sys, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+address = os.environ["NOTIFY_SOCKET"].replace("@", "\\0", 1)
+for _ in range(int(sys.argv[1])):
+    s.sendto(b"WATCHDOG=1", address)
+    time.sleep(0.05)
+time.sleep(3600)
+"""
+
+
+async def test_a_command_lives_as_long_as_it_sends_watchdog(
+    make_supervisor: MakeSupervisor,
+) -> None:
+    supervisor = await make_supervisor()
+    always, for_a_while = [
+        await supervisor.register(
+            spec(f"c{times}", command=[sys.executable, "-c", SPEAKS, str(times)], watchdog=1.0)
+        )
+        for times in (10**6, 30)
+    ]
+    exit = await for_a_while
+    assert exit is not None
+    assert (exit.kind, exit.signal) == (ExitKind.FAILED, signal.SIGABRT)
+    assert exit.reason == "gave no sign of life for 1 s"
+    assert always.status().state is WorkerState.RUNNING
