@@ -15,13 +15,14 @@ from random import random
 from typing import TYPE_CHECKING
 
 from .._ipc import launch as protocol
-from .._policy import happenings
+from .._policy import actions, happenings
 from .._policy.actions import Action
 from .._policy.clock import Clock
 from .._policy.deadlines import Deadlines
 from .._policy.happenings import Happening
 from .._policy.life import Life, Situation
 from .._policy.liveness import is_unseen
+from .._policy.moves import WAITING
 from .._policy.plan import plan
 from .._policy.restart import exit_kind, is_abrupt
 from .._process import events as process
@@ -175,9 +176,14 @@ class Loop:
             return None
 
     def _perform_left(self) -> None:
+        """Carry out what was put off, unless it has become pointless meanwhile.
+
+        Race: a launch may have been taken back (Drop) before it could be made at all.
+        """
         left, self._left = self._left, []
         for worker, action in left:
-            if not worker.is_over:
+            is_launch = isinstance(action, actions.Launch)
+            if not worker.is_over and not (is_launch and worker.life.state in WAITING):
                 self._perform(worker, action)
 
     # Deciding.
@@ -189,9 +195,9 @@ class Loop:
         situation = self._ask_others(worker, happening, self.situation)
         pending: list[Happening] = [happening]
         while pending:
-            life, actions = plan(worker.life, pending.pop(0), situation, now)
+            life, to_do = plan(worker.life, pending.pop(0), situation, now)
             worker.life = life
-            for action in actions:
+            for action in to_do:
                 led_to = self._perform(worker, action)
                 if led_to is not None:
                     pending.append(led_to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from random import Random
 from typing import Any
 
@@ -24,6 +25,7 @@ from aiobgw import (
     WorkerSpec,
     WorkerState,
 )
+from aiobgw._policy.happenings import Consider, GroupEnds
 from aiobgw.testing import FakeLauncher, FakeProcess, ManualClock
 
 from ..conftest import MakeSupervisor
@@ -635,3 +637,26 @@ class History:
         before = [handle.status() for handle in supervisor.handles()]
         await supervisor.advance(Phase.RUNNING)  # has everybody looked at again
         assert [handle.status() for handle in supervisor.handles()] == before
+
+
+async def test_a_launch_that_was_put_off_and_then_taken_back_is_not_made(
+    make_supervisor: MakeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = await stage_of(make_supervisor)
+    core = stage.supervisor._core
+    assert core.loop is not None
+
+    def fail(order: object, owner: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor is left")
+
+    monkeypatch.setattr(stage.launcher, "launch", fail)
+    (handle,) = await stage.members("a")
+    worker = core.registry.newest("a")
+    assert worker is not None and handle.status().state is WorkerState.STARTING
+    core.loop.post(worker, GroupEnds("it is taken back", for_good=False))
+    monkeypatch.undo()
+    while core.loop._left:  # noqa: ASYNC110 - what is put off tells nobody
+        await asyncio.sleep(0.01)
+    assert (stage.launched(), handle.status().state) == ("", NOT_STARTED)
+    core.loop.post(worker, Consider())
+    assert (stage.launched(), handle.status().state) == ("a", RUNNING)
