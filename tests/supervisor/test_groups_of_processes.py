@@ -249,8 +249,8 @@ async def test_groups_whose_members_are_killed_all_the_time_come_to_rest(
         match random.randrange(12):
             case 0:
                 handle.restart()
-            case _ if (pid := handle.status().pid) is not None:
-                os.kill(pid, signal.SIGKILL)
+            case _ if handle.status().pid is not None:
+                handle.signal(signal.SIGKILL)
                 killed += 1
         await asyncio.sleep(random.choice([0, 0.01, 0.05]))
     assert killed > 100
