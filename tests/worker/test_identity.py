@@ -31,6 +31,7 @@ with_setpriv = pytest.mark.skipif(
 )
 
 PRELOAD = ("tests.limit_targets",)
+LOWER = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
 OWN_GROUPS = set(os.getgroups())
 NOBODY, STRANGE = 65534, 54321
 FEW = os.sched_getaffinity(0)
