@@ -12,16 +12,16 @@ from .._ipc.channel import Channel
 from .._ipc.latch import Latch
 from ..errors import Terminated
 from . import connection, context, target
-from .beats import Beats
 from .notification import give
 from .signals import Handlers, restore_defaults
-from .stacks import show_stacks
 from .title import set_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
+
+    from .beats import Beats
 
 
 # Read once, in the zygote: to look into os.environ costs a fresh process 20 page faults.
@@ -127,8 +127,8 @@ def _carry_out(
     fields = order["spec"]
     payload = _payload(order, fds)
     client_fd = fds.pop(0) if order["client"] else -1
-    if order["stacks"]:
-        show_stacks(fds.pop(0))
+    stacks = fds.pop(0) if order["stacks"] else -1
+    beats = _watched(channel, stacks, fields["options"].get("watchdog"))
     entrance = fds.pop(0) if order["cgroup"] == "" else -1
     number = fields["options"].get("notification_fd")
     notification = None if number is None else (fds.pop(0), number)
@@ -143,13 +143,26 @@ def _carry_out(
     worker = context.CurrentWorker(order, channel, latches, client_fd)
     if order["connector"] is not None:
         worker.database = connection.Database(worker, order["connector"])
-    if "watchdog" in fields["options"]:
-        worker.beats = Beats(channel, fields["options"]["watchdog"])
+    worker.beats = beats
     context.become(worker)
     handlers = Handlers(worker, rehearsal=rehearsal, keep_core="core" in _rlimits(fields))
     handlers.install()
     code, text = _run(worker, handlers, fields, payload, runner, channel)
     return handlers, code, text
+
+
+def _watched(channel: Channel, stacks: int, watchdog: float | None) -> Beats | None:
+    """Be ready for a watchdog, if there is one for a target; else nothing of it is imported.
+
+    Ordering: before rights are dropped, with which these modules may not be readable any more.
+    """
+    if stacks < 0 or watchdog is None:
+        return None
+    from .beats import Beats
+    from .stacks import show_stacks
+
+    show_stacks(stacks)
+    return Beats(channel, watchdog)
 
 
 def _payload(order: dict[str, Any], fds: list[int]) -> bytes:
