@@ -64,9 +64,16 @@ def is_alive(pid: int) -> bool:
     return state(pid) not in (None, "Z", "X")
 
 
-def stop(pid: int) -> None:
+def kill(pid: int | None, signum: int = signal.SIGKILL) -> None:
+    """Send a signal to one process: no pid, and 0, would mean the group of the tests."""
+    assert pid is not None and pid > 1, pid
+    os.kill(pid, signum)
+
+
+def stop(pid: int | None) -> None:
     """Stop a process, and return when it has stopped."""
-    os.kill(pid, signal.SIGSTOP)
+    assert pid is not None
+    kill(pid, signal.SIGSTOP)
     while state(pid) not in ("T", None):
         time.sleep(0.001)
 

@@ -154,7 +154,7 @@ async def test_statuses_are_right_after_the_zygotes_death(
     for handle in handles:
         await handle.wait_for_startup()
     events = supervisor.events()
-    os.kill(supervisor.status().zygote_pid or 0, signal.SIGKILL)
+    procs.kill(supervisor.status().zygote_pid)
     async with asyncio.timeout(2):  # a start asked meanwhile succeeds
         await (await register(supervisor, name="late", target=targets.nothing))
     assert isinstance(await anext(events), aiobgw.Registered | aiobgw.ZygoteRestarted)
@@ -212,7 +212,7 @@ async def test_a_host_that_steals_statuses_harms_nobody(
 ) -> None:
     supervisor = await make_supervisor()
     handle = await register(supervisor, target=targets.exit_with, args=(4,))
-    os.kill(supervisor.status().zygote_pid or 0, signal.SIGKILL)
+    procs.kill(supervisor.status().zygote_pid)
     waiting = asyncio.ensure_future(handle.wait_for_shutdown())
     while not waiting.done():
         with contextlib.suppress(ChildProcessError):

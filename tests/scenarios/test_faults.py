@@ -15,7 +15,7 @@ import aiobgw
 from aiobgw import NeverStarted, Restart, WorkerSpec, WorkerState
 from aiobgw._ipc.channel import Channel
 
-from .. import targets
+from .. import procs, targets
 from ..conftest import MakeSupervisor
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 async def replaced_zygote(supervisor: aiobgw.Supervisor) -> None:
     """Have a new zygote, which reads the environment of this moment."""
     events = supervisor.events()
-    os.kill(supervisor.status().zygote_pid or 0, signal.SIGKILL)
+    procs.kill(supervisor.status().zygote_pid)
     async for event in events:
         if isinstance(event, aiobgw.ZygoteRestarted):
             return

@@ -332,7 +332,7 @@ async def test_a_launch_that_never_reaches_a_process_ends_as_unknown(
 ) -> None:
     supervisor = await make_supervisor()
     monkeypatch.setenv("AIOBGW_INJECT", "after_fork:die")
-    os.kill(supervisor.status().zygote_pid or 0, signal.SIGKILL)  # the next one is armed
+    procs.kill(supervisor.status().zygote_pid)  # the next one is armed
     events = supervisor.events()
     async for event in events:
         if isinstance(event, aiobgw.ZygoteRestarted):

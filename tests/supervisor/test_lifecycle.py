@@ -357,7 +357,7 @@ async def test_a_supervisor_that_cannot_start_a_zygote_any_more_fails(
         async with supervisor:
             handle = await started(supervisor)
             monkeypatch.setenv("PYTHONHOME", "/nonexistent")
-            os.kill(supervisor.status().zygote_pid or 0, signal.SIGKILL)
+            procs.kill(supervisor.status().zygote_pid)
             async with supervisor.guard():
                 await handle.wait_for_shutdown()
             pytest.fail("the guard let it through")

@@ -116,7 +116,7 @@ async def test_who_is_stopped_hears_that_it_shall_end(
         await command(supervisor, trap("TERM"), tmp_path / "up"),
     ]
     for handle in handles:
-        procs.stop(handle.status().pid or 0)
+        procs.stop((await handle.wait_for_startup()).pid)
     async with asyncio.timeout(20):
         await supervisor.shutdown()
     for handle in handles:

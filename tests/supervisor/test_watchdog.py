@@ -102,7 +102,7 @@ async def test_a_stopped_worker_is_ended_and_restarted_by_its_rule(
     fields = {"restart": Restart.ON_FAILURE, "restart_delay": 0, "latches": {"up": up}}
     handle = await supervisor.register(spec("w", target=live_targets.beat, **fields))
     await up.wait()
-    procs.stop(handle.status().pid or 0)
+    procs.stop((await handle.wait_for_startup()).pid)
     events = supervisor.events()
     exit = await handle.wait_for_exit()
     assert (exit.kind, exit.signal, exit.reason) == (ExitKind.FAILED, signal.SIGABRT, SILENT)
